@@ -1,0 +1,1 @@
+"""Text conversations to a spoken instruction data set."""

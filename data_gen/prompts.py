@@ -1,0 +1,150 @@
+"""Public question and instruction texts → the prompts that the embedded default learns from.
+
+    python -m llasm.data_gen.prompts TEXT_DIR OUT_DIR [--ground N] [--align N]
+
+TEXT_DIR holds `qa/*.jsonl` and `instructions/*` as their authors publish them (sources and licences are
+kept in every row's `meta`). Writes `ground.jsonl` and `align.jsonl` (disjoint) and `heldout.jsonl`:
+all of `webquestions_devtest` and every 20th row of each other source. A prompt whose normalised text
+equals a held-out one is dropped, so nothing held out is trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+HELD_OUT_EVERY = 20
+MAX_WORDS, MAX_CHARS = 28, 170
+# Shares of the ground set are what is left of each source after this many rows: the open trivia
+# questions cover names best, the assistant requests repeat a few hundred templates.
+LIMITS = {"clinc_oos": 3000, "snips_nlu": 3000}
+_QUESTION = re.compile(
+    r"^(who|what|when|where|which|why|how|whose|whom|is|are|was|were|do|does|did|can|could|will|would|should"
+    r"|has|have|had|may)\b",
+    re.IGNORECASE,
+)
+_UNSPEAKABLE = re.compile(r"https?:|www\.|[<>{}\[\]|\\_=#*~^`@]|\.\.\.|-->|__|\n")
+
+Row = dict[str, object]
+
+
+def sources(root: Path) -> Iterator[tuple[str, str, str, list[str]]]:
+    """Yields (source, licence, prompt, answers) in the order of the files."""
+    for path in sorted((root / "qa").glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            yield path.stem, row["licence"], row["question"], row["answers"]
+    folder = root / "instructions"
+    for name in ("train", "dev"):
+        for pair in json.loads((folder / f"disfl_qa/{name}.json").read_text(encoding="utf-8")).values():
+            yield "disfl_qa", "CC BY 4.0", pair["original"], []
+    for line in (folder / "self_instruct/seed_tasks.jsonl").read_text(encoding="utf-8").splitlines():
+        yield "self_instruct", "Apache-2.0", json.loads(line)["instruction"], []
+    path = folder / "llms_from_scratch_instructions/instruction-data.json"
+    for row in json.loads(path.read_text(encoding="utf-8")):
+        prompt = f"{row['instruction']} {row['input']}".strip()
+        yield "llms_from_scratch", "Apache-2.0", prompt, []
+    for line in (folder / "open_assistant_sample/en_100_tree.jsonl").read_text(encoding="utf-8").splitlines():
+        yield "open_assistant", "Apache-2.0", json.loads(line)["prompt"]["text"], []
+    for line in (folder / "slurp_text/devel.jsonl").read_text(encoding="utf-8").splitlines():
+        yield "slurp", "CC BY 4.0", json.loads(line)["sentence"], []
+    clinc = json.loads((folder / "clinc_oos/data_full.json").read_text(encoding="utf-8"))
+    for part in sorted(clinc):
+        for text, _intent in clinc[part]:
+            yield "clinc_oos", "CC BY 3.0", text, []
+    for path in sorted((folder / "snips_nlu").rglob("train_*_full.json")):
+        for rows in json.loads(path.read_bytes().decode("utf-8", "replace")).values():
+            for row in rows:
+                yield "snips_nlu", "CC0 1.0", "".join(part["text"] for part in row["data"]), []
+
+
+def normalise(text: str) -> str:
+    """Lower-case words only: two prompts that sound alike compare equal."""
+    return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
+
+
+def speakable(text: str) -> bool:
+    words = text.split()
+    return 3 <= len(words) <= MAX_WORDS and len(text) <= MAX_CHARS and not _UNSPEAKABLE.search(text)
+
+
+class Truecaser:
+    """Gives lower-case sources the commonest spelling that a word has inside sentences of the others.
+
+    Speech carries no case: with one style of writing the recognised tokens need not guess it.
+    """
+
+    def __init__(self, texts: list[str]) -> None:
+        seen: dict[str, Counter[str]] = defaultdict(Counter)
+        for text in texts:
+            if text != text.lower():
+                for word in re.findall(r"[A-Za-z']+", text)[1:]:
+                    seen[word.lower()][word] += 1
+        self._spelling = {lower: c.most_common(1)[0][0] for lower, c in seen.items() if c.total() > 1}
+
+    def __call__(self, text: str) -> str:
+        text = " ".join(text.split())
+        if text == text.lower():
+            text = re.sub(r"[a-z']+", lambda m: self._spelling.get(m[0], m[0]), text)
+            text = re.sub(r"\bi\b", "I", text)
+        text = text[:1].upper() + text[1:]
+        if text[-1:].isalnum():
+            text += "?" if _QUESTION.match(text) else "."
+        return text
+
+
+def build(root: Path, n_ground: int, n_align: int, seed: int = 0) -> dict[str, list[Row]]:
+    """The three lists of prompts; the held-out ones keep their text exactly as published."""
+    rows: list[Row] = []
+    heldout: list[Row] = []
+    counts: Counter[str] = Counter()
+    for source, licence, text, answers in sources(root):
+        counts[source] += 1
+        meta: Row = {"source": source, "licence": licence, "answers": answers}
+        row: Row = {"id": f"{source}-{counts[source] - 1}", "text": text, "meta": meta}
+        aside = source == "webquestions_devtest" or counts[source] % HELD_OUT_EVERY == 0
+        (heldout if aside else rows).append(row)
+    forbidden = {normalise(str(row["text"])) for row in heldout}
+    truecase = Truecaser([str(row["text"]) for row in rows])
+    random.Random(seed).shuffle(rows)
+    kept: list[Row] = []
+    taken: Counter[str] = Counter()
+    for row in rows:
+        text, source = str(row["text"]), row["meta"]["source"]  # type: ignore[index]
+        key = normalise(text)
+        if key in forbidden or not speakable(text) or taken[source] >= LIMITS.get(source, 10**9):
+            continue
+        forbidden.add(key)
+        taken[source] += 1
+        kept.append({**row, "text": truecase(text)})
+    asked = [row for row in kept if row["meta"]["source"] != "snips_nlu"]  # type: ignore[index]
+    align = asked[:n_align]
+    chosen = {row["id"] for row in align}
+    ground = [row for row in kept if row["id"] not in chosen][:n_ground]
+    return {"ground": ground, "align": align, "heldout": heldout}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("text_dir", type=Path)
+    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("--ground", type=int, default=10**9, help="at most this many prompts for `ground`")
+    parser.add_argument("--align", type=int, default=4000, help="this many prompts for `align`")
+    args = parser.parse_args()
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    for name, rows in build(args.text_dir, args.ground, args.align).items():
+        with open(args.out_dir / f"{name}.jsonl", "w", encoding="utf-8") as out:
+            for row in rows:
+                message = {"role": "user", "content": row["text"]}
+                line = {"id": row["id"], "messages": [message], "meta": row["meta"]}
+                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+        print(f"{name}: {len(rows)} prompts")
+
+
+if __name__ == "__main__":
+    main()

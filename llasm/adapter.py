@@ -1,0 +1,279 @@
+"""Projection adapters: the one place that knows how encoder frames become the LLM's input embeddings.
+
+Every adapter is a class in `ADAPTERS`: to add one, write it here and name it there.
+
+Shapes: B clips, T encoder frames (50/s), D encoder width, N audio tokens, H LLM width, V LLM vocabulary,
+C classes of a CTC distribution (blank first).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What an adapter is made of; each adapter reads the fields it needs."""
+
+    name: str = "aligner"
+    stack: int = 4
+    """Encoder frames joined into one audio token: 4 → 12.5 tokens/s, 8 → 6.25 tokens/s."""
+    width: int = 512
+    """Inner width of `aligner`, `swiglu` and `mlp`."""
+    n_layers: int = 4
+    n_heads: int = 8
+    dropout: float = 0.1
+    rate: str = "fixed"
+    """`fixed`: every frame is a token. `heard` (aligner only): one token for each LLM token recognised."""
+
+    def __post_init__(self) -> None:
+        if self.name not in ADAPTERS:
+            raise ValueError(f"unknown adapter {self.name!r}: choose from {', '.join(ADAPTERS)}")
+        if self.rate not in ("fixed", "heard"):
+            raise ValueError(f"unknown adapter rate {self.rate!r}: choose fixed or heard")
+        if self.rate == "heard" and self.name != "aligner":
+            raise ValueError(f"rate 'heard' needs the adapter 'aligner', not {self.name!r}")
+
+
+class AudioTokens(NamedTuple):
+    """What the LLM receives of each clip."""
+
+    embeddings: Tensor  # [B, N, H], zeros past each clip's count
+    counts: Tensor  # [B] int64
+
+
+def length_mask(lengths: Tensor, size: int) -> Tensor:
+    """[B] lengths → [B, size] bool, True where there is something."""
+    return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]
+
+
+class Adapter(nn.Module):
+    """Frames of a fixed rate: `stack` of them are one token."""
+
+    def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int) -> None:
+        super().__init__()
+        self.config = config
+
+    def n_tokens(self, n_frames: Any) -> Any:
+        """Tokens that `n_frames` encoder frames become at a fixed rate; int or integer tensor."""
+        return (n_frames + self.config.stack - 1) // self.config.stack
+
+    def forward(self, frames: Tensor, n_frames: Tensor, table: Tensor | None = None) -> AudioTokens:
+        """frames [B, T, D] with n_frames [B] of them real → AudioTokens; `table` [V, H] holds the LLM's embeddings."""
+        counts = self.n_tokens(n_frames)
+        frames = frames * length_mask(n_frames, frames.shape[1])[..., None]
+        embeddings = self.project(frames, n_frames)
+        return AudioTokens(embeddings * length_mask(counts, embeddings.shape[1])[..., None], counts)
+
+    def project(self, frames: Tensor, n_frames: Tensor) -> Tensor:
+        """[B, T, D], zero past n_frames → [B, n_tokens(T), H]."""
+        raise NotImplementedError
+
+    def stacked(self, frames: Tensor) -> Tensor:
+        """[B, T, D] → [B, ceil(T / stack), stack · D], the last group filled with zeros."""
+        b, t, d = frames.shape
+        frames = F.pad(frames, (0, 0, 0, -t % self.config.stack))
+        return frames.reshape(b, -1, self.config.stack * d)
+
+
+class LinearAdapter(Adapter):
+    """One linear map (LLaSM, arXiv 2308.15930, section 3)."""
+
+    def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int) -> None:
+        super().__init__(config, d_encoder, d_llm)
+        self.out = nn.Linear(config.stack * d_encoder, d_llm)
+
+    def project(self, frames: Tensor, n_frames: Tensor) -> Tensor:
+        return self.out(self.stacked(frames))
+
+
+class MLPAdapter(Adapter):
+    """Two layers with GELU (LLaVA-1.5, arXiv 2310.03744, section 3.3)."""
+
+    def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int) -> None:
+        super().__init__(config, d_encoder, d_llm)
+        self.hidden = nn.Linear(config.stack * d_encoder, config.width)
+        self.out = nn.Linear(config.width, d_llm)
+
+    def project(self, frames: Tensor, n_frames: Tensor) -> Tensor:
+        return self.out(F.gelu(self.hidden(self.stacked(frames))))
+
+
+class SwiGLUAdapter(Adapter):
+    """RMSNorm → SwiGLU → RMSNorm → linear (Ultravox's projector; SwiGLU: arXiv 2002.05202)."""
+
+    def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int) -> None:
+        super().__init__(config, d_encoder, d_llm)
+        d_in = config.stack * d_encoder
+        self.norm_in = nn.RMSNorm(d_in, eps=1e-6)
+        self.gate_up = nn.Linear(d_in, 2 * config.width, bias=False)
+        self.norm_mid = nn.RMSNorm(config.width, eps=1e-6)
+        self.out = nn.Linear(config.width, d_llm, bias=False)
+
+    def project(self, frames: Tensor, n_frames: Tensor) -> Tensor:
+        gate, up = self.gate_up(self.norm_in(self.stacked(frames))).chunk(2, dim=-1)
+        return self.out(self.norm_mid(F.silu(gate) * up))
+
+
+class ConvAdapter(Adapter):
+    """Strided convolutions, each halving the rate, then a residual bottleneck (BLSP, arXiv 2309.00916, section 3.1)."""
+
+    def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int) -> None:
+        super().__init__(config, d_encoder, d_llm)
+        n_convs = config.stack.bit_length() - 1
+        if 2**n_convs != config.stack:
+            raise ValueError(f"adapter 'conv' halves the rate: stack must be a power of two, not {config.stack}")
+        widths = [d_encoder, *[config.width] * n_convs]
+        pairs = zip(widths[:-1], widths[1:], strict=True)
+        self.convs = nn.ModuleList(nn.Conv1d(a, b, kernel_size=5, stride=2, padding=2) for a, b in pairs)
+        self.out = nn.Linear(widths[-1], d_llm)
+        self.norm = nn.LayerNorm(d_llm)
+        self.down = nn.Linear(d_llm, config.width)
+        self.up = nn.Linear(config.width, d_llm)
+
+    def project(self, frames: Tensor, n_frames: Tensor) -> Tensor:
+        for conv in self.convs:
+            frames = F.gelu(conv(frames.transpose(1, 2)).transpose(1, 2))
+            n_frames = (n_frames + 1) // 2
+            # A bias makes padding non-zero again; the next kernel must not see it.
+            frames = frames * length_mask(n_frames, frames.shape[1])[..., None]
+        tokens = self.out(frames)
+        return tokens + self.up(F.gelu(self.down(self.norm(tokens))))
+
+
+class _Block(nn.Module):
+    """Pre-norm Transformer layer over [B, N, width] with a [B, N] mask."""
+
+    def __init__(self, width: int, n_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.n_heads, self.dropout = n_heads, dropout
+        self.norm_attn, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.attn_out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        b, n, width = x.shape
+        # [B, N, 3·width] → three of [B, heads, N, width / heads]
+        q, k, v = self.qkv(self.norm_attn(x)).view(b, n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+        attended = attended.transpose(1, 2).reshape(b, n, width)
+        x = x + F.dropout(self.attn_out(attended), self.dropout, self.training)
+        hidden = F.gelu(self.up(self.norm_mlp(x)))
+        return x + F.dropout(self.down(hidden), self.dropout, self.training)
+
+
+class Aligner(Adapter):
+    """Stack → Transformer with a convolutional position → the LLM's embedding space.
+
+    Its states can be read as a CTC distribution (Graves et al., ICML 2006) over the LLM's own tokens: the
+    logit of a token is the scaled cosine between state and token embedding, both taken from the table's
+    mean. Trained that way (stage `ground`), what it emits lies among the LLM's word embeddings.
+    At rate `heard` it emits one embedding a recognised token: blanks dropped, repeats merged.
+    """
+
+    TOP_K = 8  # tokens whose embeddings are mixed into a heard token
+
+    def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int) -> None:
+        super().__init__(config, d_encoder, d_llm)
+        width = config.width
+        self.inp = nn.Linear(config.stack * d_encoder, width)
+        self.position = nn.Conv1d(width, width, kernel_size=9, padding=4, groups=8)
+        self.blocks = nn.ModuleList(_Block(width, config.n_heads, config.dropout) for _ in range(config.n_layers))
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, d_llm)
+        self.blank = nn.Linear(width, 1)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(12.0)))
+        self._table_facts: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, frames: Tensor, n_frames: Tensor, table: Tensor | None = None) -> AudioTokens:
+        if self.config.rate == "fixed":
+            return super().forward(frames, n_frames, table)
+        if table is None:
+            raise ValueError("rate 'heard' needs the LLM's embedding table")
+        return self.heard(frames, n_frames, table)
+
+    def project(self, frames: Tensor, n_frames: Tensor) -> Tensor:
+        return self.states(frames, n_frames)[0]
+
+    def states(self, frames: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor]:
+        """frames [B, T, D] → states [B, N, H] and the blank's logits [B, N]."""
+        x = self.inp(self.stacked(frames * length_mask(n_frames, frames.shape[1])[..., None]))
+        mask = length_mask(self.n_tokens(n_frames), x.shape[1])
+        x = x * mask[..., None]
+        x = x + F.gelu(self.position(x.transpose(1, 2))).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x, mask)
+        x = self.norm(x)
+        return self.out(x), self.blank(x)[..., 0]
+
+    def token_logits(self, states: Tensor, table: Tensor, ids: Tensor | None = None) -> Tensor:
+        """states [..., H] → [..., V] logits, or [..., len(ids)] of those tokens only."""
+        mean, inverse_norm = self._facts(table)
+        rows, scale = (table, inverse_norm) if ids is None else (table[ids], inverse_norm[ids])
+        unit = F.normalize(states.float(), dim=-1).to(rows.dtype)
+        # cos(s, e - mean) without a centred copy of the table.
+        centred = unit @ rows.T - (unit @ mean.to(rows.dtype))[..., None]
+        return centred.float() * scale * self.log_scale.exp().float()
+
+    def _facts(self, table: Tensor) -> tuple[Tensor, Tensor]:
+        """The table's mean [H] and 1 / ‖row - mean‖ [V]; computed once, for the table is frozen."""
+        if self._table_facts is None or self._table_facts[0].device != table.device:
+            with torch.no_grad():
+                mean = table.float().mean(0)
+                norms = torch.cat([(part.float() - mean).norm(dim=1) for part in table.split(8192)])
+            self._table_facts = (mean, 1.0 / norms.clamp(min=1e-6))
+        return self._table_facts
+
+    def heard(self, frames: Tensor, n_frames: Tensor, table: Tensor) -> AudioTokens:
+        """One embedding a token: the expected embedding of the top tokens, averaged over a token's frames."""
+        states, blank = self.states(frames, n_frames)
+        return self.collapse(states, blank, self.n_tokens(n_frames), table)
+
+    def collapse(self, states: Tensor, blank: Tensor, counts: Tensor, table: Tensor) -> AudioTokens:
+        """states [B, N, H], blank logits [B, N], counts [B] of them real → the tokens heard."""
+        real = length_mask(counts, states.shape[1])
+        top, ids = self.token_logits(states, table).topk(min(self.TOP_K, table.shape[0]), dim=-1)  # [B, N, K]
+        emitted = (top[..., 0] > blank) & real
+        # A run of frames with the same best token, no blank between them, is one token (CTC's collapse).
+        best = ids[..., 0]
+        starts = emitted.clone()
+        starts[:, 1:] &= ~(emitted[:, :-1] & (best[:, 1:] == best[:, :-1]))
+        n_heard = starts.sum(1)
+        n_max = int(n_heard.max()) if n_heard.numel() else 0
+        expected = (top.softmax(-1)[..., None].to(table.dtype) * table[ids]).sum(2)  # [B, N, H]
+        weight = torch.sigmoid(top.logsumexp(-1) - blank) * emitted  # how surely it is no blank
+        slot = (starts.cumsum(1) - 1).clamp(min=0)  # [B, N] → index of the token
+        shape = (states.shape[0], max(n_max, 1))
+        total = weight.new_zeros(shape).scatter_add(1, slot, weight)
+        share = (weight / total.gather(1, slot).clamp(min=1e-6)).to(expected.dtype)
+        embeddings = expected.new_zeros(*shape, expected.shape[-1])
+        embeddings = embeddings.scatter_add(1, slot[..., None].expand_as(expected), expected * share[..., None])
+        return AudioTokens(embeddings[:, :n_max], n_heard)
+
+    def transcribe(self, frames: Tensor, n_frames: Tensor, table: Tensor) -> list[list[int]]:
+        """The best token ids of each clip by greedy CTC decoding."""
+        states, blank = self.states(frames, n_frames)
+        top, best = self.token_logits(states, table).max(-1)
+        emitted = (top > blank) & length_mask(self.n_tokens(n_frames), best.shape[1])
+        path = torch.where(emitted, best, -1)
+        return [[t for t in torch.unique_consecutive(row).tolist() if t >= 0] for row in path]
+
+
+ADAPTERS: dict[str, type[Adapter]] = {
+    "aligner": Aligner,
+    "swiglu": SwiGLUAdapter,
+    "mlp": MLPAdapter,
+    "linear": LinearAdapter,
+    "conv": ConvAdapter,
+}
+
+
+def build_adapter(config: AdapterConfig, d_encoder: int, d_llm: int) -> Adapter:
+    """d_encoder, d_llm: widths of the encoder's frames and of the LLM's embeddings."""
+    return ADAPTERS[config.name](config, d_encoder, d_llm)

@@ -1,0 +1,183 @@
+"""Checkpoints: build a model from its bases, save what was trained, load it again, merge it.
+
+A checkpoint is small: `config.json` (with the identity of both bases), `adapter_model.safetensors` (the
+projection, and LoRA where there is any, under PEFT's names), `adapter_config.json` (LoRA only) and the
+processor's files. The bases are fetched by name and compared by the hash of their weights. `merge` writes
+everything into one ordinary transformers directory.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, WhisperModel
+
+from llasm import weights
+from llasm.adapter import AdapterConfig, build_adapter
+from llasm.configuration_llasm import LlasmConfig
+from llasm.errors import LlasmError
+from llasm.modeling_llasm import LlasmAudioTower, LlasmForConditionalGeneration
+from llasm.processing_llasm import LlasmProcessor, build_processor
+
+DEFAULT_MODEL = "llasm-tiny"
+WEIGHTS, LORA_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_PEFT_PREFIX = "base_model.model."
+_PROJECTOR = "model.multi_modal_projector."
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+def from_bases(
+    audio_base: str, text_base: str, adapter: AdapterConfig, dtype: torch.dtype = torch.float32
+) -> tuple[LlasmForConditionalGeneration, LlasmProcessor]:
+    """An untrained adapter between two bases: embedded names, hub ids or directories."""
+    audio_dir, text_dir = weights.resolve(audio_base), weights.resolve(text_base)
+    processor = build_processor(audio_dir, text_dir, adapter.stack, adapter.rate)
+    config = LlasmConfig(
+        audio_config=AutoConfig.from_pretrained(audio_dir),
+        text_config=AutoConfig.from_pretrained(text_dir),
+        adapter=vars(adapter),
+        audio_token_id=processor.audio_token_id,
+        bases={"audio": _identity(audio_base, audio_dir), "text": _identity(text_base, text_dir)},
+    )
+    return _assemble(config, audio_dir, text_dir, dtype), processor
+
+
+def _identity(name: str, directory: Path) -> dict[str, str | None]:
+    # A hub snapshot lies in a folder named after its commit.
+    revision = directory.name if directory.parent.name == "snapshots" else None
+    return {"id": name, "revision": revision, "sha256": weights.content_hash(directory)}
+
+
+def _assemble(
+    config: LlasmConfig, audio_dir: Path, text_dir: Path, dtype: torch.dtype
+) -> LlasmForConditionalGeneration:
+    """Puts the bases' own modules into the frame, so that nothing is initialised only to be overwritten."""
+    with torch.device("meta"):
+        model = LlasmForConditionalGeneration(config)
+    tower = WhisperModel.from_pretrained(audio_dir, dtype=dtype).encoder
+    tower.__class__ = LlasmAudioTower  # same parameters, another forward
+    llm = AutoModelForCausalLM.from_pretrained(text_dir, dtype=dtype)
+    model.model.audio_tower = tower
+    model.model.language_model = llm.model
+    model.lm_head = llm.lm_head
+    projector = build_adapter(config.adapter_config, config.audio_config.d_model, config.text_config.hidden_size)
+    model.model.multi_modal_projector = projector.to(dtype)
+    model.generation_config = llm.generation_config
+    return model.eval()
+
+
+def save(model: Any, processor: LlasmProcessor, directory: Path) -> None:
+    """Writes the trained part of a model (LoRA too if it is a PeftModel); bf16, safetensors."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(directory)
+        base = model.get_base_model()
+        tensors = load_file(directory / WEIGHTS)
+    else:
+        base, tensors = model, {}
+        (directory / LORA_CONFIG).unlink(missing_ok=True)
+    for name, tensor in base.model.multi_modal_projector.state_dict().items():
+        tensors[f"{_PEFT_PREFIX}{_PROJECTOR}{name}"] = tensor
+    tensors = {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in tensors.items()}
+    partial = directory / f".{WEIGHTS}.part"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.rename(directory / WEIGHTS)
+    base.config.save_pretrained(directory)
+    processor.save_pretrained(directory)
+
+
+def load(
+    name: str | Path = DEFAULT_MODEL, dtype: torch.dtype = torch.float32
+) -> tuple[LlasmForConditionalGeneration, LlasmProcessor]:
+    """A checkpoint, or a merged model, by name, directory or hub id; ready for inference.
+
+    Raises LlasmError when there is no such model, a file is a pickle or damaged, or a base's hash differs.
+    """
+    directory = locate(name)
+    _refuse_pickles(directory)
+    config_file = directory / "config.json"
+    if not config_file.is_file():
+        raise LlasmError(f"{directory}: no config.json, so this is not a llasm checkpoint")
+    config = _read_config(config_file)
+    processor = LlasmProcessor.from_pretrained(directory)
+    if not (directory / WEIGHTS).exists():
+        merged = LlasmForConditionalGeneration.from_pretrained(directory, dtype=dtype)
+        return merged.eval(), processor
+    audio_dir, text_dir = (_checked_base(config, part, directory) for part in ("audio", "text"))
+    model = _assemble(config, audio_dir, text_dir, dtype)
+    if (directory / LORA_CONFIG).exists():
+        model = _with_lora(model, directory)
+    _load_projector(model, directory / WEIGHTS)
+    return model, processor
+
+
+def locate(name: str | Path) -> Path:
+    """`llasm-tiny`, a directory or a hub id → the directory that holds the checkpoint."""
+    if str(name) == DEFAULT_MODEL:
+        return Path(str(files("llasm") / "default"))
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return weights.resolve(str(name))
+    except LlasmError as error:
+        raise LlasmError(f"unknown model {str(name)!r}: give {DEFAULT_MODEL}, a directory or a hub id ({error})") from error
+
+
+def _read_config(path: Path) -> LlasmConfig:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if fields.get("model_type") != LlasmConfig.model_type:
+            raise LlasmError(f"{path}: model_type is {fields.get('model_type')!r}, expected 'llasm'")
+        return LlasmConfig.from_dict(fields)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise LlasmError(f"{path}: not readable as JSON ({error})") from error
+
+
+def _refuse_pickles(directory: Path) -> None:
+    for path in sorted(directory.iterdir()):
+        if path.suffix in _PICKLES:
+            raise LlasmError(f"{path}: a pickle can run code when it is loaded; only safetensors are accepted")
+
+
+def _checked_base(config: LlasmConfig, part: str, directory: Path) -> Path:
+    base = config.bases[part]
+    base_dir = weights.resolve(str(base["id"]), revision=base.get("revision"))
+    found = weights.content_hash(base_dir)
+    if found != base["sha256"]:
+        raise LlasmError(
+            f"{directory}: was trained on {base['id']} with sha256 {base['sha256']}, but {base_dir} has {found}"
+        )
+    return base_dir
+
+
+def _with_lora(model: LlasmForConditionalGeneration, directory: Path) -> LlasmForConditionalGeneration:
+    from peft import PeftModel
+
+    # Merged at load: same logits (to 2e-7), no cost per token.
+    return PeftModel.from_pretrained(model, directory).merge_and_unload()
+
+
+def _load_projector(model: LlasmForConditionalGeneration, path: Path) -> None:
+    prefix = _PEFT_PREFIX + _PROJECTOR
+    try:
+        tensors = {k[len(prefix) :]: t for k, t in load_file(path).items() if k.startswith(prefix)}
+        model.model.multi_modal_projector.load_state_dict(tensors)
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise LlasmError(f"{path}: does not hold this adapter's weights ({reason})") from error
+
+
+def merge(name: str | Path, output: Path) -> None:
+    """Writes checkpoint and bases as one transformers directory, for `AutoModelForMultimodalLM` and others."""
+    if output.exists() and any(output.iterdir()):
+        raise LlasmError(f"{output}: is not empty; choose another output folder")
+    model, processor = load(name)
+    model.config.architectures = [type(model).__name__]
+    model.save_pretrained(output)
+    processor.save_pretrained(output)

@@ -1,0 +1,175 @@
+"""The `llasm` command: one subcommand for each job; each loads its room only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llasm.errors import LlasmError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit codes: 0 done, 2 a mistake in what was given (one line on stderr), 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="llasm", description="A speech-language chat model to run, fine-tune and evaluate."
+    )
+    jobs = parser.add_subparsers(dest="job", required=True, metavar="JOB")
+    _add_chat(jobs)
+    _add_models(jobs)
+    _add_export(jobs)
+    jobs.add_parser("data", help="text conversations to a spoken data set: llasm data build --help")
+    jobs.add_parser("train", help="run a recipe: llasm train RECIPE [--key value …]; llasm train --help")
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if argv and argv[0] in _OWN_OPTIONS:
+            _OWN_OPTIONS[argv[0]](argv[1:])
+        else:
+            args = parser.parse_args(argv)
+            args.run(args)
+    except LlasmError as error:
+        print(f"llasm: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("llasm: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _job(jobs: Any, name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    parser = jobs.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_chat(jobs: Any) -> None:
+    parser = _job(jobs, "chat", _chat, "answer spoken questions; without files, an interactive chat")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="audio of the user's turn, in this order")
+    parser.add_argument("--text", help="text of the user's turn, after the audio")
+    parser.add_argument("--model", default="llasm-tiny", help="llasm-tiny, a checkpoint's directory or a hub id")
+    parser.add_argument("--speak", metavar="OUT.wav", type=Path, help="also write the answer as speech")
+    parser.add_argument("--voice", default="hibari", help="who speaks it: engine or engine:voice")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="length limit of the answer, in tokens")
+
+
+def _chat(args: argparse.Namespace) -> None:
+    from llasm import audio, terminal
+
+    if args.speak and not args.speak.parent.is_dir():
+        raise LlasmError(f"{args.speak}: the folder {args.speak.parent} does not exist")
+    # What is wrong with a file should be said before any weights load.
+    for file in args.files:
+        audio.decode(file)
+    _quiet()
+    from llasm import chat
+
+    model = chat.load(args.model)
+    if not args.files and not args.text:
+        terminal.interact(model, args.max_new_tokens)
+        return
+    content: list[dict[str, Any]] = [{"type": "audio", "audio": file} for file in args.files]
+    if args.text:
+        content.append({"type": "text", "text": args.text})
+    messages = [{"role": "user", "content": content}]
+    stream = model.stream(messages, max_new_tokens=args.max_new_tokens)
+    for piece in stream:
+        if not args.json:
+            print(piece, end="", flush=True)
+    reply = stream.reply
+    assert reply is not None
+    if args.json:
+        timings = {"load": model.load_ms, **reply.timings_ms}
+        result = {
+            "text": reply.text,
+            "n_audio_tokens": reply.n_audio_tokens,
+            "audio_seconds": round(reply.audio_seconds, 3),
+            "timings_ms": {name: round(ms, 1) for name, ms in timings.items()},
+            "model": args.model,
+        }
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        print()
+    if args.speak:
+        terminal.speak(reply.text, args.voice, args.speak)
+
+
+def _quiet() -> None:
+    """Keeps the libraries' own progress bars and notes out of the answer."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _add_models(jobs: Any) -> None:
+    parser = _job(jobs, "models", _models, "list the embedded base models, or fetch one")
+    parser.add_argument("action", choices=["list", "pull"])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="pull: embedded names or hub ids")
+
+
+def _models(args: argparse.Namespace) -> None:
+    from llasm import weights
+
+    if args.action == "pull":
+        if not args.names:
+            raise LlasmError(f"pull what? embedded are {', '.join(weights.EMBEDDED)}; a hub id works too")
+        for name in args.names:
+            print(f"{name}: {weights.resolve(name)}")
+        return
+    for model in weights.list_models():
+        state = f"{model['size'] / 1e6:.0f} MB" if model["pulled"] else "not pulled"
+        print(f"{model['name']:24} {model['kind']:8} {model['licence']:12} {state:12} {model['source']}")
+
+
+def _add_export(jobs: Any) -> None:
+    parser = _job(jobs, "export", _export, "write checkpoint and bases as one transformers directory")
+    parser.add_argument("--model", default="llasm-tiny", help="llasm-tiny, a checkpoint's directory or a hub id")
+    parser.add_argument("--format", choices=["merged"], default="merged")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+
+
+def _export(args: argparse.Namespace) -> None:
+    _quiet()
+    from llasm import checkpoint
+
+    checkpoint.merge(args.model, args.output)
+    print(args.output)
+
+
+def _data(argv: list[str]) -> None:
+    if argv[:1] != ["build"]:
+        raise LlasmError(f"unknown action {' '.join(argv[:1])!r}: llasm data build --input FILE --output DIR")
+    from llasm.data_gen.build import build, load_config
+
+    config = load_config(argv[1:])
+    _quiet()
+    print(build(config))
+
+
+def _train(argv: list[str]) -> None:
+    from llasm.train.recipe import load_recipe, print_help, recipe_names
+
+    if argv[:1] in (["--help"], ["-h"]):
+        print_help()
+        return
+    if not argv or argv[0].startswith("-"):
+        raise LlasmError(f"train what? shipped recipes are {', '.join(recipe_names())}; a YAML file works too")
+    recipe = load_recipe(argv[0], argv[1:])
+    _quiet()
+    from llasm.train.run import train
+
+    print(train(recipe))
+
+
+# Jobs whose options are the fields of a dataclass in their room; the room parses them.
+_OWN_OPTIONS: dict[str, Callable[[list[str]], None]] = {"data": _data, "train": _train}
+
+if __name__ == "__main__":
+    sys.exit(main())

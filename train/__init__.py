@@ -1,0 +1,1 @@
+"""Spoken data set to checkpoint: stages ground and align."""
