@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 Messages = list[dict[str, str]]
 
@@ -37,8 +37,9 @@ class LocalGenerator:
         self.identity = weights.content_hash(directory)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         # bfloat16 halves the time of a batch on CPUs with AMX and on GPUs.
-        self._model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).to(device).eval()
-        self._tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="left")
+        model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
+        self._model = model.to(device).eval()
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, padding_side="left")
 
     def generate(self, batch: list[Messages], max_new_tokens: int) -> list[tuple[str, bool]]:
         import torch
@@ -72,9 +73,7 @@ def respond(
             except json.JSONDecodeError:  # the last line of a killed run
                 continue
             known[row["key"]] = (row["text"], row["truncated"])
-    keys = [
-        sha256(json.dumps([c, generator.identity, max_new_tokens]).encode()).hexdigest() for c in conversations
-    ]
+    keys = [sha256(json.dumps([c, generator.identity, max_new_tokens]).encode()).hexdigest() for c in conversations]
     for i, key in enumerate(keys):
         if key in known:
             yield i, *known[key]

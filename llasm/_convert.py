@@ -102,9 +102,7 @@ def save_whisper(dims: dict[str, int], state: dict[str, torch.Tensor], folder: P
     table = _key_table(dims)
     if table.keys() != state.keys():
         odd = sorted(table.keys() ^ state.keys())
-        raise LlasmError(
-            f"not a Whisper model of these dimensions: {len(odd)} tensors differ, {odd[0]} first"
-        )
+        raise LlasmError(f"not a Whisper model of these dimensions: {len(odd)} tensors differ, {odd[0]} first")
     tensors = {table[name]: tensor.contiguous() for name, tensor in state.items()}
     dtype = str(state["decoder.token_embedding.weight"].dtype).removeprefix("torch.")
     folder.mkdir()
@@ -128,9 +126,7 @@ def openai_whisper_state_dict(directory: Path | str) -> tuple[dict[str, int], di
     from safetensors import safe_open
 
     directory = Path(directory)
-    config = (
-        json.loads((directory / "config.json").read_text()) if (directory / "config.json").is_file() else {}
-    )
+    config = json.loads((directory / "config.json").read_text()) if (directory / "config.json").is_file() else {}
     if config.get("model_type") != "whisper":
         raise LlasmError(f"{directory} is not a transformers Whisper directory")
     dims = _dims_of(config)
@@ -147,9 +143,7 @@ def openai_whisper_state_dict(directory: Path | str) -> tuple[dict[str, int], di
 
 def _key_table(dims: dict[str, int]) -> dict[str, str]:
     """Every tensor of a Whisper model of these dimensions: openai-whisper's name → transformers' name."""
-    table = {
-        f"{side}.positional_embedding": f"{side}.embed_positions.weight" for side in ("encoder", "decoder")
-    }
+    table = {f"{side}.positional_embedding": f"{side}.embed_positions.weight" for side in ("encoder", "decoder")}
     table["decoder.token_embedding.weight"] = "decoder.embed_tokens.weight"
     modules = list(TOP_MODULES.items())
     for side, n_layers in (("encoder", dims["n_audio_layer"]), ("decoder", dims["n_text_layer"])):

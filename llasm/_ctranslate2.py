@@ -52,8 +52,7 @@ def read_variables(path: Path) -> dict[str, np.ndarray]:
     version, spec = cursor.number("I"), cursor.string()
     if version != BINARY_VERSION or spec != "WhisperSpec":
         raise LlasmError(
-            f"{path} is CTranslate2 version {version}, model {spec!r}: "
-            f"expected version {BINARY_VERSION}, 'WhisperSpec'"
+            f"{path} is CTranslate2 version {version}, model {spec!r}: expected version {BINARY_VERSION}, 'WhisperSpec'"
         )
     cursor.number("I")  # the spec's revision adds no variable that is read here
     variables = {}
@@ -78,13 +77,7 @@ def read_whisper(path: Path) -> tuple[dict[str, int], dict[str, torch.Tensor]]:
 
 
 def _n_layers(variables: dict[str, Any], side: str) -> int:
-    return len(
-        {
-            name.split("/")[1]
-            for name in variables
-            if name.startswith(f"{side}/layer_") and "attention" in name
-        }
-    )
+    return len({name.split("/")[1] for name in variables if name.startswith(f"{side}/layer_") and "attention" in name})
 
 
 def _dims(variables: dict[str, np.ndarray]) -> dict[str, int]:
@@ -126,9 +119,7 @@ def _state_dict(variables: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
                 if part == "bias" and name.endswith(".key"):
                     # Whisper's keys have no bias; CTranslate2 fills zeros to keep q, k and v in one matrix.
                     if piece.any():
-                        raise LlasmError(
-                            f"{source}/bias: the keys' share is not zero, so this is not Whisper"
-                        )
+                        raise LlasmError(f"{source}/bias: the keys' share is not zero, so this is not Whisper")
                     continue
                 put(f"{name}.{part}", piece)
 
@@ -143,16 +134,12 @@ def _state_dict(variables: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
         for i in range(_n_layers(variables, side)):
             block, layer = f"{side}.blocks.{i}", f"{side}/layer_{i}"
             norm(f"{block}.attn_ln", f"{layer}/self_attention/layer_norm")
-            linear(
-                [f"{block}.attn.{x}" for x in ("query", "key", "value")], f"{layer}/self_attention/linear_0"
-            )
+            linear([f"{block}.attn.{x}" for x in ("query", "key", "value")], f"{layer}/self_attention/linear_0")
             linear([f"{block}.attn.out"], f"{layer}/self_attention/linear_1")
             if side == "decoder":
                 norm(f"{block}.cross_attn_ln", f"{layer}/attention/layer_norm")
                 linear([f"{block}.cross_attn.query"], f"{layer}/attention/linear_0")
-                linear(
-                    [f"{block}.cross_attn.key", f"{block}.cross_attn.value"], f"{layer}/attention/linear_1"
-                )
+                linear([f"{block}.cross_attn.key", f"{block}.cross_attn.value"], f"{layer}/attention/linear_1")
                 linear([f"{block}.cross_attn.out"], f"{layer}/attention/linear_2")
             norm(f"{block}.mlp_ln", f"{layer}/ffn/layer_norm")
             linear([f"{block}.mlp.0"], f"{layer}/ffn/linear_0")

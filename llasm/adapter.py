@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -130,8 +131,7 @@ class ConvAdapter(Adapter):
         if 2**n_convs != config.stack:
             raise ValueError(f"adapter 'conv' halves the rate: stack must be a power of two, not {config.stack}")
         widths = [d_encoder, *[config.width] * n_convs]
-        pairs = zip(widths[:-1], widths[1:], strict=True)
-        self.convs = nn.ModuleList(nn.Conv1d(a, b, kernel_size=5, stride=2, padding=2) for a, b in pairs)
+        self.convs = nn.ModuleList(nn.Conv1d(a, b, kernel_size=5, stride=2, padding=2) for a, b in pairwise(widths))
         self.out = nn.Linear(widths[-1], d_llm)
         self.norm = nn.LayerNorm(d_llm)
         self.down = nn.Linear(d_llm, config.width)

@@ -56,9 +56,7 @@ AV_FORMATS = (
 )
 
 Wave: TypeAlias = NDArray[np.float32]
-Source: TypeAlias = (
-    "str | os.PathLike[str] | bytes | NDArray[Any] | tuple[int, NDArray[Any]] | Mapping[str, Any]"
-)
+Source: TypeAlias = "str | os.PathLike[str] | bytes | NDArray[Any] | tuple[int, NDArray[Any]] | Mapping[str, Any]"
 
 
 def decode(source: Source, name: str | None = None) -> Wave:
@@ -130,9 +128,7 @@ def write_wav(path: str | os.PathLike[str], wave: NDArray[Any], sample_rate: int
     if target.is_dir():
         raise LlasmError(f"{name or repr(name)}: is a directory; give the name of a wav file")
     if not target.parent.is_dir():
-        raise LlasmError(
-            f"{name}: cannot write, its folder does not exist; create {_shown(target.parent)} first"
-        )
+        raise LlasmError(f"{name}: cannot write, its folder does not exist; create {_shown(target.parent)} first")
     content = _encode(wave, sample_rate, "WAV", name)
     temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
@@ -342,8 +338,7 @@ def _checked_rate(rate: Any, name: str) -> int:
     number = isinstance(rate, (int, float, np.integer, np.floating)) and not isinstance(rate, bool)
     if not number or not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE or rate != int(rate):
         raise LlasmError(
-            f"{name}: has sample rate {rate!r}; "
-            f"give a whole number from {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz"
+            f"{name}: has sample rate {rate!r}; give a whole number from {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz"
         )
     return int(rate)
 

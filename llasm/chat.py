@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Queue
@@ -70,7 +70,8 @@ def load(model: str | Path = checkpoint.DEFAULT_MODEL, device: str | None = None
     # float32 on CPUs: in bfloat16 an answer could change with the batch it is in.
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     loaded, processor = checkpoint.load(model, dtype)
-    chat = ChatModel(loaded.to(device), processor, name=str(model))
+    loaded.to(torch.device(device))  # type: ignore[arg-type]
+    chat = ChatModel(loaded, processor, name=str(model))
     chat.load_ms = _ms(started)
     return chat
 
@@ -170,7 +171,9 @@ class ChatModel:
             )
         if seed is not None:
             torch.manual_seed(seed)
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
+        sampling = (
+            {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
+        )
         return {
             "input_ids": prepared.input_ids,
             "attention_mask": prepared.attention_mask,
@@ -209,7 +212,7 @@ class ReplyStream:
         """Stops the generation at the next token."""
         self._pieces.close()
 
-    def _run(self) -> Iterator[str]:
+    def _run(self) -> Generator[str, None, None]:
         queue: Queue[int | BaseException | None] = Queue()
         clock, stop = _Clock(queue), _Stop()
 
@@ -296,7 +299,8 @@ def _check_part(part: Any, where: str) -> None:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind not in ("text", "audio") or kind not in part:
         raise LlasmError(
-            f"{where}: a part must be {{'type': 'text', 'text': …}} or {{'type': 'audio', 'audio': …}}, not {part!r:.80}"
+            f"{where}: a part must be {{'type': 'text', 'text': …}} or {{'type': 'audio', 'audio': …}}, "
+            f"not {part!r:.80}"
         )
     if kind == "text" and not isinstance(part["text"], str):
         raise LlasmError(f"{where}: text is {part['text']!r:.80}; it must be a string")

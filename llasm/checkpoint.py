@@ -38,9 +38,12 @@ def from_bases(
     """An untrained adapter between two bases: embedded names, hub ids or directories."""
     audio_dir, text_dir = weights.resolve(audio_base), weights.resolve(text_base)
     processor = build_processor(audio_dir, text_dir, adapter.stack, adapter.rate)
+    audio_config, text_config = AutoConfig.from_pretrained(audio_dir), AutoConfig.from_pretrained(text_dir)
+    # Otherwise a checkpoint would tell where the bases lay on the machine that trained it.
+    audio_config.name_or_path, text_config.name_or_path = audio_base, text_base
     config = LlasmConfig(
-        audio_config=AutoConfig.from_pretrained(audio_dir),
-        text_config=AutoConfig.from_pretrained(text_dir),
+        audio_config=audio_config,
+        text_config=text_config,
         adapter=vars(adapter),
         audio_token_id=processor.audio_token_id,
         bases={"audio": _identity(audio_base, audio_dir), "text": _identity(text_base, text_dir)},
@@ -126,7 +129,9 @@ def locate(name: str | Path) -> Path:
     try:
         return weights.resolve(str(name))
     except LlasmError as error:
-        raise LlasmError(f"unknown model {str(name)!r}: give {DEFAULT_MODEL}, a directory or a hub id ({error})") from error
+        raise LlasmError(
+            f"unknown model {str(name)!r}: give {DEFAULT_MODEL}, a directory or a hub id ({error})"
+        ) from error
 
 
 def _read_config(path: Path) -> LlasmConfig:

@@ -67,7 +67,7 @@ def _chat(args: argparse.Namespace) -> None:
     # What is wrong with a file should be said before any weights load.
     for file in args.files:
         audio.decode(file)
-    _quiet()
+    quiet()
     from llasm import chat
 
     model = chat.load(args.model)
@@ -100,7 +100,7 @@ def _chat(args: argparse.Namespace) -> None:
         terminal.speak(reply.text, args.voice, args.speak)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keeps the libraries' own progress bars and notes out of the answer."""
     from transformers.utils import logging
 
@@ -136,7 +136,7 @@ def _add_export(jobs: Any) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    _quiet()
+    quiet()
     from llasm import checkpoint
 
     checkpoint.merge(args.model, args.output)
@@ -149,7 +149,7 @@ def _data(argv: list[str]) -> None:
     from llasm.data_gen.build import build, load_config
 
     config = load_config(argv[1:])
-    _quiet()
+    quiet()
     print(build(config))
 
 
@@ -162,7 +162,7 @@ def _train(argv: list[str]) -> None:
     if not argv or argv[0].startswith("-"):
         raise LlasmError(f"train what? shipped recipes are {', '.join(recipe_names())}; a YAML file works too")
     recipe = load_recipe(argv[0], argv[1:])
-    _quiet()
+    quiet()
     from llasm.train.run import train
 
     print(train(recipe))

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from llasm import terminal
-from llasm.cli import _quiet
+from llasm.cli import quiet
 from llasm.errors import LlasmError
 
 
@@ -21,7 +21,7 @@ def main(examples: str = "examples", out: str = "out") -> None:
     listing = Path(examples) / "questions.jsonl"
     if not listing.is_file():
         raise LlasmError(f"{listing}: no such file; run the demo from the repository, or name the examples' folder")
-    _quiet()
+    quiet()
     from llasm import chat
 
     model = chat.load()

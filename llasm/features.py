@@ -27,9 +27,7 @@ def mel(extractor: Any, wave: np.ndarray) -> Tensor:
     One clip at a time: inside a padded batch the transform would see other samples behind a clip's end.
     """
     padded = audio.pad_chunk(wave)
-    features = extractor(
-        padded, sampling_rate=audio.SAMPLE_RATE, padding=False, truncation=False, return_tensors="pt"
-    )
+    features = extractor(padded, sampling_rate=audio.SAMPLE_RATE, padding=False, truncation=False, return_tensors="pt")
     return features["input_features"][0]
 
 
@@ -93,10 +91,14 @@ class FeatureCache:
     ) -> None:
         """Encodes the clips (key, audio file bytes) that are missing.
 
-        encode: mels [A, mels, M] and mask [A, M] → frames [A, T, D] and counts [A]. Clips are sorted by length inside a window and joined to batches of
-        `batch_seconds` (padding included), so little of a batch is padding.
+        encode: mels [A, mels, M] and mask [A, M] → frames [A, T, D] and counts [A]. Clips are sorted by
+        length inside a window and joined to batches of `batch_seconds` (padding included), so that
+        little of a batch is padding.
         """
-        with open(self.folder / "frames.bin", "ab") as frames, open(self.folder / "index.jsonl", "a") as index:
+        with (
+            open(self.folder / "frames.bin", "ab") as frames,
+            open(self.folder / "index.jsonl", "a") as index,
+        ):
             buffer: list[tuple[str, Tensor]] = []
             for key, data in clips:
                 if key in self._index:
@@ -108,7 +110,9 @@ class FeatureCache:
                     buffer = []
             self._flush(buffer, encode, frames, index, progress, batch_seconds)
 
-    def _flush(self, buffer: list, encode: Callable, frames: Any, index: Any, progress: Callable, seconds: float) -> None:
+    def _flush(
+        self, buffer: list, encode: Callable, frames: Any, index: Any, progress: Callable, seconds: float
+    ) -> None:
         buffer.sort(key=lambda item: item[1].shape[1])
         while buffer:
             size = 1

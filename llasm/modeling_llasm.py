@@ -245,8 +245,7 @@ class LlasmForConditionalGeneration(LlasmPreTrainedModel, GenerationMixin):
         repeats = torch.ones_like(input_ids)
         repeats[input_ids == self.config.audio_token_id] = counts
         rows = [
-            ids[keep].repeat_interleave(times[keep])
-            for ids, times, keep in zip(input_ids, repeats, real, strict=True)
+            ids[keep].repeat_interleave(times[keep]) for ids, times, keep in zip(input_ids, repeats, real, strict=True)
         ]
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")
         masks = [torch.ones_like(row) for row in rows]

@@ -136,5 +136,9 @@ def build_processor(audio_dir: Any, text_dir: Any, stack: int, rate: str) -> Lla
     tokenizer.add_special_tokens({"additional_special_tokens": [AUDIO_TOKEN]})
     template = FLATTEN_PARTS + tokenizer.chat_template
     return LlasmProcessor(
-        WhisperFeatureExtractor.from_pretrained(audio_dir), tokenizer, chat_template=template, stack=stack, rate=rate
+        WhisperFeatureExtractor.from_pretrained(audio_dir),
+        tokenizer,
+        chat_template=template,
+        stack=stack,
+        rate=rate,
     )

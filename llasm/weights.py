@@ -163,9 +163,7 @@ def pull(name: str) -> Path:
         weights = unpack(model, work)
         return convert_gguf(weights, work) if model.kind == "llm" else convert_ctranslate2(weights, work)
 
-    return _make(
-        home() / "bases" / name, fetch_and_convert, DISK_FACTOR * model.size_mb * 1_000_000, or_hub(model)
-    )
+    return _make(home() / "bases" / name, fetch_and_convert, DISK_FACTOR * model.size_mb * 1_000_000, or_hub(model))
 
 
 # --- making a directory: all of it or nothing ---------------------------------------------------------
@@ -188,13 +186,9 @@ def _make(target: Path, build: Callable[[Path], Path], need_bytes: int, hint: st
                 _make_locked(target, build, need_bytes, hint)
     except Exception as error:
         if _disk_full(error):
-            raise LlasmError(
-                f"the disk of {target.parent} is full: free some space or set LLASM_HOME{hint}"
-            ) from error
+            raise LlasmError(f"the disk of {target.parent} is full: free some space or set LLASM_HOME{hint}") from error
         if isinstance(error, OSError):
-            raise LlasmError(
-                f"cannot make {target}: {error}; LLASM_HOME names another place{hint}"
-            ) from error
+            raise LlasmError(f"cannot make {target}: {error}; LLASM_HOME names another place{hint}") from error
         raise
     return target
 
@@ -248,13 +242,9 @@ def _from_hub(name: str, revision: str | None) -> Path:
         raise LlasmError(f"hub model {name!r} has no revision {revision!r}") from error
     except errors.HFValidationError as error:
         raise LlasmError(f"{name!r} is not a hub id: {str(error).splitlines()[0]}") from error
-    except (
-        Exception
-    ) as error:  # which HTTP library lies below, and so its errors, changes with the hub's client
+    except Exception as error:  # which HTTP library lies below, and so its errors, changes with the hub's client
         if _disk_full(error):
-            raise LlasmError(
-                f"the disk is full: no room for hub model {name!r}; HF_HOME moves its cache"
-            ) from error
+            raise LlasmError(f"the disk is full: no room for hub model {name!r}; HF_HOME moves its cache") from error
         raise LlasmError(
             f"hub model {name!r} cannot be fetched ({type(error).__name__}): go online, or give a "
             f"local directory or one of {', '.join(EMBEDDED)}"
@@ -291,9 +281,7 @@ def _cached_hash(files: list[Path], compute: Callable[[list[Path]], str]) -> str
     with contextlib.suppress(OSError):  # a home that cannot be written costs only the time of the next call
         store.parent.mkdir(parents=True, exist_ok=True)
         part = store.with_name(f"{store.name}.{os.getpid()}")
-        part.write_text(
-            json.dumps({**_read_hashes(store), key: {"stamp": stamp, "sha256": digest}}, indent=1)
-        )
+        part.write_text(json.dumps({**_read_hashes(store), key: {"stamp": stamp, "sha256": digest}}, indent=1))
         os.replace(part, store)
     return digest
 

