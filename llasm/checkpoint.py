@@ -108,15 +108,20 @@ def load(
     if not config_file.is_file():
         raise LlasmError(f"{directory}: no config.json, so this is not a llasm checkpoint")
     config = _read_config(config_file)
-    processor = LlasmProcessor.from_pretrained(directory)
+    try:
+        processor = LlasmProcessor.from_pretrained(directory)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise LlasmError(f"{directory}: the processor's files are missing or damaged ({reason})") from error
     if not (directory / WEIGHTS).exists():
         merged = LlasmForConditionalGeneration.from_pretrained(directory, dtype=dtype)
         return merged.eval(), processor
+    tensors = _read_weights(directory / WEIGHTS)
     audio_dir, text_dir = (_checked_base(config, part, directory) for part in ("audio", "text"))
     model = _assemble(config, audio_dir, text_dir, dtype)
     if (directory / LORA_CONFIG).exists():
         model = _with_lora(model, directory)
-    _load_projector(model, directory / WEIGHTS)
+    _load_projector(model, tensors, directory / WEIGHTS)
     return model, processor
 
 
@@ -168,13 +173,20 @@ def _with_lora(model: LlasmForConditionalGeneration, directory: Path) -> LlasmFo
     return PeftModel.from_pretrained(model, directory).merge_and_unload()
 
 
-def _load_projector(model: LlasmForConditionalGeneration, path: Path) -> None:
-    prefix = _PEFT_PREFIX + _PROJECTOR
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
-        tensors = {k[len(prefix) :]: t for k, t in load_file(path).items() if k.startswith(prefix)}
-        model.model.multi_modal_projector.load_state_dict(tensors)
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        return load_file(path)
+    except SafetensorError as error:
+        raise LlasmError(f"{path}: is damaged or not a safetensors file ({error})") from error
+
+
+def _load_projector(model: LlasmForConditionalGeneration, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    prefix = _PEFT_PREFIX + _PROJECTOR
+    own = {k[len(prefix) :]: t for k, t in tensors.items() if k.startswith(prefix)}
+    try:
+        model.model.multi_modal_projector.load_state_dict(own)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
         raise LlasmError(f"{path}: does not hold this adapter's weights ({reason})") from error
 
 
