@@ -45,10 +45,6 @@ class LlasmProcessor(ProcessorMixin):
     stack: encoder frames in one audio token. rate: `fixed` or `heard` (`llasm.adapter.AdapterConfig`).
     """
 
-    attributes = ["feature_extractor", "tokenizer"]
-    feature_extractor_class = "WhisperFeatureExtractor"
-    tokenizer_class = "AutoTokenizer"
-
     def __init__(
         self,
         feature_extractor: Any,
