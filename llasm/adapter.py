@@ -224,7 +224,8 @@ class Aligner(Adapter):
     def _facts(self, table: Tensor) -> tuple[Tensor, Tensor]:
         """The table's mean [H] and 1 / ‖row - mean‖ [V]; computed once, for the table is frozen."""
         if self._table_facts is None or self._table_facts[0].device != table.device:
-            with torch.no_grad():
+            # Plain tensors even when first needed under inference mode: training may use them next.
+            with torch.inference_mode(False), torch.no_grad():
                 mean = table.float().mean(0)
                 norms = torch.cat([(part.float() - mean).norm(dim=1) for part in table.split(8192)])
             self._table_facts = (mean, 1.0 / norms.clamp(min=1e-6))

@@ -227,7 +227,8 @@ class LlasmForConditionalGeneration(LlasmPreTrainedModel, GenerationMixin):
         features = kwargs.pop("input_features", None)
         mask = kwargs.pop("input_features_mask", None)
         if features is not None:
-            tokens = self.get_audio_features(features, mask)
+            with torch.no_grad():
+                tokens = self.get_audio_features(features, mask)
             kwargs["audio_embeds"] = flatten(tokens)
             if self.config.adapter_config.rate == "heard":
                 input_ids = inputs if inputs is not None else kwargs.pop("input_ids")

@@ -95,7 +95,10 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     """Reads a recipe and applies `--key value` overrides; unknown keys and wrong types are a LlasmError."""
     path = recipe_path(name)
     values = parse_options(_parser(), [f"--config={path}", *(overrides or [])], path)
-    values["adapter"] = AdapterConfig(**vars(values["adapter"]))
+    try:
+        values["adapter"] = AdapterConfig(**vars(values["adapter"]))
+    except ValueError as error:
+        raise LlasmError(f"{path}: {error}") from error
     return Recipe(**values)
 
 

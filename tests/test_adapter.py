@@ -1,0 +1,55 @@
+"""Every adapter: counts, padding, and the aligner's CTC reading."""
+
+import pytest
+import torch
+
+from llasm.adapter import ADAPTERS, AdapterConfig, build_adapter
+
+D, H = 24, 16
+
+
+def make(name, **fields):
+    torch.manual_seed(0)
+    return build_adapter(AdapterConfig(name=name, width=32, n_layers=1, n_heads=2, **fields), D, H).eval()
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+@torch.inference_mode()
+def test_padding_in_a_batch_changes_nothing(name):
+    adapter = make(name)
+    lengths = torch.tensor([17, 40, 4])
+    frames = torch.randn(3, 40, D)
+    batch = adapter(frames, lengths)
+    assert batch.counts.tolist() == [adapter.n_tokens(n) for n in lengths.tolist()]
+    for i, n in enumerate(lengths.tolist()):
+        alone = adapter(frames[i : i + 1, :n], lengths[i : i + 1])
+        count = int(alone.counts[0])
+        torch.testing.assert_close(batch.embeddings[i, :count], alone.embeddings[0], atol=1e-5, rtol=1e-5)
+        assert not batch.embeddings[i, count:].any()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"name": "nosuch"}, {"rate": "nosuch"}, {"name": "mlp", "rate": "heard"}, {"name": "conv", "stack": 3}]
+)
+def test_what_does_not_exist_is_refused(fields):
+    with pytest.raises(ValueError, match="nosuch|heard|power of two"):
+        build_adapter(AdapterConfig(**fields), D, H)
+
+
+@torch.inference_mode()
+def test_collapse_drops_blanks_and_merges_repeats():
+    adapter = make("aligner", rate="heard")
+    table = torch.eye(H) * 3
+    said = [2, 2, None, 2, 5, 5, None, None, 7]  # None: blank
+    states = torch.stack([table[t] if t is not None else torch.zeros(H) for t in said])[None]
+    blank = torch.tensor([[99.0 if t is None else -99.0 for t in said]])
+    heard = adapter.collapse(states, blank, torch.tensor([8]), table)  # the ninth step is padding
+    assert heard.counts.tolist() == [3]
+    assert heard.embeddings[0].argmax(-1).tolist() == [2, 2, 5]
+
+
+@torch.inference_mode()
+def test_logits_of_some_tokens_are_those_of_all():
+    adapter, table = make("aligner"), torch.randn(50, H)
+    states, ids = torch.randn(2, 3, H), torch.tensor([4, 40, 7])
+    torch.testing.assert_close(adapter.token_logits(states, table, ids), adapter.token_logits(states, table)[..., ids])
