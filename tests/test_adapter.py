@@ -32,7 +32,7 @@ def test_padding_in_a_batch_changes_nothing(name):
     "fields", [{"name": "nosuch"}, {"rate": "nosuch"}, {"name": "mlp", "rate": "heard"}, {"name": "conv", "stack": 3}]
 )
 def test_what_does_not_exist_is_refused(fields):
-    with pytest.raises(ValueError, match="nosuch|heard|power of two"):
+    with pytest.raises(ValueError, match=r"nosuch|heard|power of two"):
         build_adapter(AdapterConfig(**fields), D, H)
 
 

@@ -43,7 +43,9 @@ class HibariEngine:
     def synthesize(self, text: str, voice: str, speed: float = 1.0, seed: int = 0) -> np.ndarray:
         if voice not in (known := [v.id for v in self.voices()]):
             raise LlasmError(f"unknown voice {voice!r} of engine 'hibari': it has {', '.join(known)}")
-        wave = self._speaker(voice)(text, speed=speed, seed=seed)
+        # The engine makes a breath of bare punctuation.
+        readable = any(character.isalnum() for character in text)
+        wave = self._speaker(voice)(text, speed=speed, seed=seed) if readable else np.zeros(0, np.float32)
         peak = float(np.abs(wave).max()) if len(wave) else 0.0
         if peak == 0.0:
             raise LlasmError(f"nothing to speak in {text!r}: it holds no readable word")
