@@ -69,7 +69,7 @@ def read_conversations(path: Path, limit: int | None = None) -> list[Row]:
         raise LlasmError(f"{path}: no such file; give a JSONL of conversations")
     rows: list[Row] = []
     seen: set[str] = set()
-    with open(path, encoding="utf-8") as lines:
+    with open(path, "rb") as lines:  # as bytes: broken UTF-8 is then an error of its line
         for number, line in enumerate(lines, 1):
             if limit is not None and len(rows) >= limit:
                 break
@@ -77,7 +77,7 @@ def read_conversations(path: Path, limit: int | None = None) -> list[Row]:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except ValueError as error:
                 raise LlasmError(f"{path}:{number}: not JSON ({error})") from error
             rows.append(_checked(row, f"{path}:{number}", number))
             if rows[-1]["id"] in seen:

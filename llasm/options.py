@@ -24,6 +24,6 @@ def parse_options(parser: Any, argv: list[str], where: str | Path) -> dict[str, 
     """Field values; an unknown key or a wrong type is a LlasmError that starts with `where`."""
     try:
         fields = parser.parse_args(argv)
-    except ArgumentError as error:
+    except (ArgumentError, UnicodeDecodeError) as error:
         raise LlasmError(f"{where}: {' '.join(str(error).split())}") from error
     return {name: value for name, value in vars(fields).items() if name != "config"}

@@ -48,6 +48,7 @@ def test_build_makes_a_readable_data_set_once(tmp_path):
     ("line", "named"),
     [
         ("{", "not JSON"),
+        ('{"messages": "\udcff"}', "not JSON"),  # a byte that is no UTF-8
         ("{}", "messages"),
         (json.dumps({"messages": [{"role": "robot", "content": "x"}]}), "role"),
         (json.dumps(question(" ")), "not empty"),
@@ -57,7 +58,8 @@ def test_build_makes_a_readable_data_set_once(tmp_path):
 )
 def test_mistakes_are_named_by_file_and_line(tmp_path, line, named):
     path = tmp_path / "in.jsonl"
-    path.write_text(json.dumps(question("Hello", id="first")) + "\n" + line + "\n")
+    text = json.dumps(question("Hello", id="first")) + "\n" + line + "\n"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(LlasmError, match=rf"in\.jsonl:2: .*{named}"):
         read_conversations(path)
 
