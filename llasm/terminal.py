@@ -8,6 +8,7 @@ from typing import Any
 from llasm import audio
 from llasm.errors import LlasmError
 from llasm.tts import load_voice
+from llasm.tts.speakable import speakable
 
 HELP = "Type text, or /audio FILE [text] to ask aloud; /reset forgets the conversation, /quit ends."
 
@@ -77,4 +78,4 @@ def parse_turn(line: str) -> list[dict[str, Any]]:
 def speak(text: str, voice: str, path: Path) -> None:
     """Writes the text as speech to a WAV file."""
     engine, voice_id = load_voice(voice)
-    audio.write_wav(path, engine.synthesize(text, voice_id), engine.sample_rate)
+    audio.write_wav(path, engine.synthesize(speakable(text), voice_id), engine.sample_rate)

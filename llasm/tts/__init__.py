@@ -2,6 +2,7 @@
 
 An engine is a class without arguments, named in the entry-point group `llasm.tts`; it loads its
 weights at the first `synthesize`. The generator (spoken data) and the chat (spoken replies) share it.
+Texts go through `speakable` first, which writes numbers and symbols as words.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Protocol
 import numpy as np
 
 from llasm.errors import LlasmError
+
+PEAK = 0.9  # of every engine's samples: their own levels differ by 20 dB
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,39 @@ def load_engine(name: str) -> TTSEngine:
         raise LlasmError(f"speech engine {name!r} needs a package that is not installed: {error}") from error
 
 
+def load_voices(spec: str) -> tuple[TTSEngine, list[Voice]]:
+    """`"engine:voice"`, `"engine"` (its first voice) or `"engine:*"` (all) → (engine, voices)."""
+    name, _, wanted = spec.partition(":")
+    engine = load_engine(name)
+    voices = engine.voices()
+    if not voices:
+        raise LlasmError(f"speech engine {name!r} finds no voice on this machine")
+    if wanted == "*":
+        return engine, voices
+    found = [v for v in voices if v.id == wanted] if wanted else voices[:1]
+    if not found:
+        raise LlasmError(f"unknown voice {wanted!r} of engine {name!r}: it has {', '.join(v.id for v in voices)}")
+    return engine, found
+
+
 def load_voice(spec: str) -> tuple[TTSEngine, str]:
     """`"engine:voice"` or `"engine"` (its first voice) → (engine, voice id)."""
-    name, _, voice = spec.partition(":")
-    engine = load_engine(name)
-    ids = [v.id for v in engine.voices()]
-    if voice and voice not in ids:
-        raise LlasmError(f"unknown voice {voice!r} of engine {name!r}: it has {', '.join(ids)}")
-    return engine, voice or ids[0]
+    engine, voices = load_voices(spec)
+    return engine, voices[0].id
+
+
+def find_voice(engine: TTSEngine, voice: str) -> Voice:
+    """The engine's voice of that id; LlasmError names those it has."""
+    for found in engine.voices():
+        if found.id == voice:
+            return found
+    known = ", ".join(v.id for v in engine.voices()) or "none on this machine"
+    raise LlasmError(f"unknown voice {voice!r} of engine {engine.name!r}: it has {known}")
+
+
+def with_peak(wave: np.ndarray, text: str) -> np.ndarray:
+    """The samples at the common peak; LlasmError where the engine said nothing."""
+    peak = float(np.abs(wave).max()) if len(wave) else 0.0
+    if peak == 0.0:
+        raise LlasmError(f"nothing to speak in {text!r:.80}: it holds no readable word")
+    return (wave * (PEAK / peak)).astype(np.float32)

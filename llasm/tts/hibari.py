@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from llasm.errors import LlasmError
-from llasm.tts import Voice
-
-_PEAK = 0.9  # hibari's own peak lies near 0.3
+from llasm.tts import Voice, find_voice, with_peak
 
 
 class HibariEngine:
@@ -22,7 +20,7 @@ class HibariEngine:
     sample_rate = 24_000  # Hz
 
     def __init__(self) -> None:
-        self._speakers: dict[str, object] = {}
+        self._speakers: dict[str, Any] = {}
 
     @cached_property
     def _voices(self) -> list[Voice]:
@@ -41,19 +39,19 @@ class HibariEngine:
         return self._voices
 
     def synthesize(self, text: str, voice: str, speed: float = 1.0, seed: int = 0) -> np.ndarray:
-        if voice not in (known := [v.id for v in self.voices()]):
-            raise LlasmError(f"unknown voice {voice!r} of engine 'hibari': it has {', '.join(known)}")
+        find_voice(self, voice)
         # The engine makes a breath of bare punctuation.
         readable = any(character.isalnum() for character in text)
         wave = self._speaker(voice)(text, speed=speed, seed=seed) if readable else np.zeros(0, np.float32)
-        peak = float(np.abs(wave).max()) if len(wave) else 0.0
-        if peak == 0.0:
-            raise LlasmError(f"nothing to speak in {text!r}: it holds no readable word")
-        return (wave * (_PEAK / peak)).astype(np.float32)
+        return with_peak(wave, text)
 
-    def _speaker(self, voice: str):
+    def _speaker(self, voice: str) -> Any:
         if voice not in self._speakers:
             from hibari import Hibari
+            from hibari.g2p import G2P
+            from hibari.voices import VOICES
 
-            self._speakers[voice] = Hibari(voice=voice)
+            g2p = G2P(british=VOICES[voice]["british"])
+            # Its own normaliser (0.2.1) takes the first letters of names for Roman numerals.
+            self._speakers[voice] = Hibari(voice=voice, g2p=lambda text: g2p(text, normalize_text=False))
         return self._speakers[voice]
