@@ -1,219 +1,213 @@
-"""`llasm data build`: a JSONL of text conversations → a spoken instruction data set (parquet).
+"""`llasm data build`: text or recordings → a spoken instruction data set (parquet).
 
     llasm data build --input questions.jsonl --output my_speech
+    llasm data build recipe.yaml --runner ray
 
-Each input line is `{"messages": [{"role": "user", "content": "…"}, …], "id": …, "meta": {…}}`; `id` and
-`meta` may be missing. User turns are spoken; a conversation that ends with a user turn gets its answer
-from the LLM. The output folder holds `data/*.parquet` (the contract's schema), `dropped.jsonl` (what
-could not be spoken, and why), `answers.jsonl` (the LLM's answers so far) and `build.json` (the settings).
-The same command again continues where it was interrupted.
+The stages are write → filter → respond → speak → verify → vary → pack. The output folder holds `data/*.parquet` (the
+contract's schema), `README.md` (the data card), `report.html`, `stats.json`, `dropped.jsonl` (what was left out, by
+which stage and why), and `.stages/`, the blocks of every stage by the hash of all they depend on. The same command
+again continues where it was interrupted; a changed recipe redoes just the stages that the change touches.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from llasm.errors import LlasmError
-from llasm.options import option_parser, parse_options
 
-from .respond import LocalGenerator, respond
-from .speak import Utterance, draw_utterance, speak
+from . import vary
+from .filter import filter_rows
+from .pack import ShardWork
+from .recipe import Recipe
+from .report import Statistics, write_report
+from .respond import Respond
+from .rows import BadRow, Row, drop, kept, user_texts
+from .runner import Stage, StageWork, read_block, run, write_block
+from .sources import read
+from .speak import Speak, resolve_voices
+from .verify import Verify
+from .write import Write
 
-Row = dict[str, Any]
-_ROLES = ("system", "user", "assistant")
-
-
-@dataclass(frozen=True)
-class BuildConfig:
-    input: Path
-    """JSONL of text conversations."""
-    output: Path
-    """Folder for the data set; made when missing, continued when it holds the same build."""
-    voice: str = "hibari"
-    """Who speaks the user's turns: "engine" or "engine:voice"."""
-    llm: str = "smollm2-135m-instruct"
-    """Who writes missing answers: a named base, a hub id or a directory."""
-    respond: bool = True
-    """Write missing answers; without them the data set serves `ground` only."""
-    max_new_tokens: int = 48
-    """Length limit of a written answer, in tokens; longer ones are marked as truncated."""
-    batch_size: int = 64
-    """Conversations answered at once."""
-    workers: int = os.cpu_count() or 1
-    """Processes that speak."""
-    shard_rows: int = 500
-    """Rows in a parquet file; a finished file is never made again."""
-    seed: int = 0
-    """Seed of the speed and noise that each utterance draws by its id."""
-    limit: int | None = None
-    """Only the first rows of the input."""
+BLOCK_ROWS = 64  # rows of a block: one batch of the LLM; what a kill can cost
+SHOWN_ERRORS = 20  # bad rows printed; all are in dropped.jsonl
 
 
-def load_config(argv: list[str]) -> BuildConfig:
-    """The command line's options; a wrong one is a LlasmError, --help prints every field."""
-    parser = option_parser(BuildConfig, "llasm data build", "Text conversations to a spoken data set.")
-    return BuildConfig(**parse_options(parser, argv, "data build"))
-
-
-def read_conversations(path: Path, limit: int | None = None) -> list[Row]:
-    """Checked rows `{"id", "messages", "meta"}`; LlasmError names the file and the line of the first mistake."""
-    if not path.is_file():
-        raise LlasmError(f"{path}: no such file; give a JSONL of conversations")
-    rows: list[Row] = []
-    seen: set[str] = set()
-    with open(path, "rb") as lines:  # as bytes: broken UTF-8 is then an error of its line
-        for number, line in enumerate(lines, 1):
-            if limit is not None and len(rows) >= limit:
-                break
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise LlasmError(f"{path}:{number}: not JSON ({error})") from error
-            rows.append(_checked(row, f"{path}:{number}", number))
-            if rows[-1]["id"] in seen:
-                raise LlasmError(f"{path}:{number}: the id {rows[-1]['id']!r} was there before; ids are unique")
-            seen.add(rows[-1]["id"])
+def build(recipe: Recipe) -> Path:
+    """Runs all stages; returns the output folder. Raises LlasmError on what the user can mend."""
+    output = Path(recipe.output)
+    voices = resolve_voices(recipe.speak.voices)
+    faults: list[BadRow] = []
+    rows = read(recipe, faults.append)
+    _tell(faults, recipe.on_error)
     if not rows:
-        raise LlasmError(f"{path}: holds no conversation")
+        raise LlasmError("data build: the sources hold no good row")
+    root = _claim(output)
+    dropped = [_fault_row(fault) for fault in faults]
+    rows = _filtered(_written(rows, recipe, root, dropped), recipe, root)
+    dropped += [row for row in rows if "dropped" in row]
+    good = list(kept(rows))
+    blocks = [_first_block(root, good[i : i + BLOCK_ROWS]) for i in range(0, len(good), BLOCK_ROWS)]
+    for stage in _stages(recipe, voices):
+        blocks = _apply(stage, blocks, recipe, root)
+        dropped += [row for block in blocks for row in read_block(root, block, clips=False) if "dropped" in row]
+    shards = _pack(blocks, recipe, output, root)
+    _write_dropped(dropped, output)
+    statistics = Statistics.of(root, blocks, dropped)
+    write_report(statistics, recipe, output, shards)
+    return output
+
+
+def _stages(recipe: Recipe, voices: Any) -> list[Stage]:
+    """Those that the recipe asks for, in order."""
+    respond, check = recipe.respond, recipe.verify
+    stages: list[Stage] = []
+    if respond.answers != "never":
+        always = respond.answers == "always"
+        stages.append(Respond(respond.llm, respond.url, always, respond.max_new_tokens, recipe.filter))
+    speed = (float(recipe.speak.speed[0]), float(recipe.speak.speed[1]))
+    stages.append(Speak(voices, speed, recipe.speak.max_seconds, recipe.seed))
+    if check.asr != "none":
+        stages.append(Verify(check.asr, check.max_wer, check.max_cer, check.recordings))
+    if vary.needed(recipe.vary):
+        stages.append(vary.Vary(recipe.vary, recipe.seed))
+    return stages
+
+
+def _tell(faults: list[BadRow], on_error: str) -> None:
+    """Names the bad rows; with on_error=fail nothing is built before they are mended."""
+    for fault in faults[:SHOWN_ERRORS]:
+        print(f"llasm: {fault}", file=sys.stderr)
+    if len(faults) > SHOWN_ERRORS:
+        print(f"llasm: and {len(faults) - SHOWN_ERRORS} more", file=sys.stderr)
+    if faults and on_error == "fail":
+        n = len(faults)
+        raise LlasmError(f"data build: {n} bad row{'s' * (n > 1)}; mend them, or go on without: --on-error skip")
+
+
+def _claim(output: Path) -> Path:
+    """The folder of the stages' blocks; refuses a folder that holds something else."""
+    root = output / ".stages"
+    if output.exists() and not root.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise LlasmError(f"{output}: is there already and no data set of this command; choose another --output")
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def _key(*parts: Any) -> str:
+    return sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:24]
+
+
+def _content(row: Row) -> Any:
+    """What makes a row: not where its file lies."""
+    meta = {key: value for key, value in row["meta"].items() if key != "origin"}
+    audios = [audio and audio["sha256"] for audio in row["audios"]]
+    return [row["id"], row["messages"], audios, meta, row.get("write")]
+
+
+def _first_block(root: Path, rows: list[Row]) -> str:
+    name = f"rows/{_key([_content(row) for row in rows])}"
+    if not (root / f"{name}.parquet").exists():
+        write_block(root, name, rows)
+    return name
+
+
+def _apply(stage: Stage, blocks: list[str], recipe: Recipe, root: Path) -> list[str]:
+    """Runs a stage over blocks; returns the blocks that it made."""
+    settings = stage.settings()
+    names = [f"{stage.name}/{_key(stage.name, settings, block)}" for block in blocks]
+    works = [StageWork(stage, root, block, name) for block, name in zip(blocks, names)]
+    run(works, recipe.runner, recipe.workers)
+    return names
+
+
+def _written(rows: list[Row], recipe: Recipe, root: Path, dropped: list[Row]) -> list[Row]:
+    """The rows, those that wait for the write stage replaced by what it made of them."""
+    waiting = [row for row in rows if "write" in row]
+    if not waiting:
+        return rows
+    asr = "whisper-base" if recipe.verify.asr == "none" else recipe.verify.asr
+    stage = Write(recipe.respond.llm, recipe.respond.url, asr, recipe.seed)
+    size = BLOCK_ROWS // 8  # each row asks for several answers
+    blocks = [_first_block(root, waiting[i : i + size]) for i in range(0, len(waiting), size)]
+    by_wish: dict[str, list[Row]] = {}
+    for block in _apply(stage, blocks, recipe, root):
+        for row in read_block(root, block, clips=False):
+            wish = row.pop("wish")
+            if "dropped" in row:
+                dropped.append(row)
+            else:
+                by_wish.setdefault(wish, []).append(row)
+    return [one for row in rows for one in (by_wish.get(row["id"], []) if "write" in row else [row])]
+
+
+def _filtered(rows: list[Row], recipe: Recipe, root: Path) -> list[Row]:
+    """The rows, those that break a rule marked; the verdicts are kept for the next run."""
+    name = _key("filter", 1, asdict(recipe.filter), [_content(row) for row in rows])
+    file = root / "filter" / f"{name}.json"
+    if file.exists():
+        verdicts = json.loads(file.read_text(encoding="utf-8"))
+        return [drop(row, "filter", *verdicts[row["id"]]) if row["id"] in verdicts else row for row in rows]
+    rows = filter_rows(rows, recipe.filter)
+    verdicts = {r["id"]: [r["dropped"]["reason"], r["dropped"]["detail"]] for r in rows if "dropped" in r}
+    file.parent.mkdir(exist_ok=True)
+    _write_whole(file, json.dumps(verdicts, ensure_ascii=False))
     return rows
 
 
-def _checked(row: Any, where: str, number: int) -> Row:
-    messages = row.get("messages") if isinstance(row, dict) else None
-    if not isinstance(messages, list) or not messages:
-        raise LlasmError(f'{where}: expected {{"messages": [{{"role": …, "content": …}}, …]}}')
-    for message in messages:
-        if not isinstance(message, dict) or message.get("role") not in _ROLES:
-            raise LlasmError(f"{where}: every message needs a role out of {', '.join(_ROLES)}")
-        if not isinstance(message.get("content"), str) or not message["content"].strip():
-            raise LlasmError(f"{where}: the {message['role']}'s content must be text that is not empty")
-    if not any(message["role"] == "user" for message in messages):
-        raise LlasmError(f"{where}: no user message, so there is nothing to speak")
-    return {"id": str(row.get("id", number)), "messages": messages, "meta": dict(row.get("meta") or {})}
-
-
-def build(config: BuildConfig) -> Path:
-    """Runs the stages respond → speak → pack; returns the folder of parquet files."""
-    rows = read_conversations(config.input, config.limit)
-    _claim(config, rows)
-    if config.respond:
-        _write_answers(rows, config)
-    data = config.output / "data"
+def _pack(blocks: list[str], recipe: Recipe, output: Path, root: Path) -> list[Path]:
+    """The shards under `data/`: links to the packed blocks, so that none is packed twice."""
+    size = max(1, recipe.shard_rows // BLOCK_ROWS)
+    groups = [tuple(blocks[i : i + size]) for i in range(0, len(blocks), size)]
+    form = recipe.speak.audio_format
+    works = [ShardWork(root, group, root / "pack" / f"{_key(2, form, group)}.parquet", form) for group in groups]
+    run(works, recipe.runner, recipe.workers)
+    data = output / "data"
     data.mkdir(exist_ok=True)
-    shards = [rows[i : i + config.shard_rows] for i in range(0, len(rows), config.shard_rows)]
-    names = [data / f"shard-{i:05d}.parquet" for i in range(len(shards))]
-    todo = [(shard, name) for shard, name in zip(shards, names, strict=True) if not name.exists()]
-    utterances = [u for shard, _ in todo for row in shard for u in _utterances(row, config)]
-    with tqdm(total=len(utterances), desc="speak", unit="utterance") as bar:
-        spoken = speak(utterances, config.workers)
-        for shard, name in todo:
-            packed = list(_spoken_rows(shard, config, spoken, bar))
-            _write_shard(packed, name)
-    return data
+    shards = [data / f"shard-{i:05d}.parquet" for i in range(len(works))]
+    for work, shard in zip(works, shards):
+        _link(work.target, shard)
+    for old in set(data.glob("shard-*.parquet")) - set(shards):  # of an earlier, longer recipe
+        old.unlink()
+    return shards
 
 
-def _claim(config: BuildConfig, rows: list[Row]) -> None:
-    """Refuses to mix two builds in one folder."""
-    config.output.mkdir(parents=True, exist_ok=True)
-    identity = {k: v for k, v in asdict(config).items() if k in ("voice", "llm", "respond", "max_new_tokens")}
-    identity |= {"shard_rows": config.shard_rows, "seed": config.seed, "rows": len(rows)}
-    identity["input_sha256"] = sha256(json.dumps(rows).encode()).hexdigest()
-    settings = config.output / "build.json"
-    if settings.exists() and json.loads(settings.read_text()) != identity:
-        raise LlasmError(
-            f"{config.output}: holds a build of other input or settings (build.json); choose another --output"
-        )
-    settings.write_text(json.dumps(identity, indent=1) + "\n")
-
-
-def _write_answers(rows: list[Row], config: BuildConfig) -> None:
-    missing = [row for row in rows if row["messages"][-1]["role"] == "user"]
-    if not missing:
+def _link(source: Path, target: Path) -> None:
+    if target.exists() and target.samefile(source):
         return
-    generator = LocalGenerator(config.llm)
-    conversations = [row["messages"] for row in missing]
-    cache = config.output / "answers.jsonl"
-    answers = respond(conversations, generator, cache, config.max_new_tokens, config.batch_size)
-    for i, text, truncated in tqdm(answers, total=len(missing), desc="respond", unit="answer"):
-        missing[i]["messages"] = [*conversations[i], {"role": "assistant", "content": text}]
-        missing[i]["meta"] |= {"answered_by": config.llm, "truncated": truncated}
+    partial = target.with_suffix(".part")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, partial)
+    partial.replace(target)
 
 
-def _utterances(row: Row, config: BuildConfig) -> Iterator[Utterance]:
-    for turn, message in enumerate(row["messages"]):
-        if message["role"] == "user":
-            yield draw_utterance(f"{row['id']}/{turn}", message["content"], config.voice, config.seed)
+def _fault_row(fault: BadRow) -> Row:
+    row: Row = {"id": "", "messages": [], "audios": [], "meta": {"origin": fault.where}}
+    return drop(row, "read", "bad row", fault.reason)
 
 
-def _spoken_rows(shard: list[Row], config: BuildConfig, spoken: Iterator, bar: tqdm) -> Iterator[Row]:
-    """Replaces the user's text by its speech; a row with a turn that cannot be spoken is dropped and kept aside."""
-    for row in shard:
-        clips, messages, reason = [], [], None
-        utterances = list(_utterances(row, config))
-        for message in row["messages"]:
-            part = {"type": "text", "text": message["content"]}
-            if message["role"] == "user":
-                clip = next(spoken)
-                bar.update()
-                if isinstance(clip, str):
-                    reason = clip
-                clips.append(clip)
-                part = {"type": "audio", "text": None}
-            messages.append({"role": message["role"], "content": [part]})
-        if reason is None and not row["messages"][-1]["content"]:
-            reason = "the LLM's answer is empty"
-        if reason is not None:
-            with open(config.output / "dropped.jsonl", "a", encoding="utf-8") as out:
-                out.write(json.dumps({**row, "reason": reason}, ensure_ascii=False) + "\n")
-            continue
-        meta = {
-            "source": str(row["meta"].get("source", config.input.name)),
-            "licence": str(row["meta"].get("licence", "unknown")),
-            "texts": [m["content"] for m in row["messages"] if m["role"] == "user"],
-            "voice": config.voice,
-            "speeds": [u.speed for u in utterances],
-            "seconds": [seconds for _, seconds in clips],
-            "truncated": bool(row["meta"].get("truncated", False)),
-            "answered_by": str(row["meta"].get("answered_by", "")),
-        }
-        audios = [{"bytes": flac, "path": f"{row['id']}-{i}.flac"} for i, (flac, _) in enumerate(clips)]
-        yield {"id": row["id"], "messages": messages, "audios": audios, "meta": meta}
+def _write_dropped(rows: Iterable[Row], output: Path) -> None:
+    lines = []
+    for row in rows:
+        said = {**row["dropped"], "origin": row["meta"]["origin"]}
+        voice = row["meta"].get("voice")
+        texts = {"texts": user_texts(row), "messages": row["messages"]} if row["messages"] else {}
+        line = {"id": row["id"], **said, **({"voice": voice} if voice else {}), **texts}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    _write_whole(output / "dropped.jsonl", "".join(lines))
 
 
-def _write_shard(rows: list[Row], path: Path) -> None:
-    from datasets import Audio, Dataset, Features, List, Value
-
-    text = Value("string")
-    features = Features(
-        {
-            "id": text,
-            "messages": List({"role": text, "content": List({"type": text, "text": text})}),
-            "audios": List({"bytes": Value("binary"), "path": text}),
-            "meta": {
-                "source": text,
-                "licence": text,
-                "texts": List(text),
-                "voice": text,
-                "speeds": List(Value("float32")),
-                "seconds": List(Value("float32")),
-                "truncated": Value("bool"),
-                "answered_by": text,
-            },
-        }
-    )
-    shard = Dataset.from_list(rows, features=features)
-    # Built as plain structs and then renamed to Audio: encoding through Audio would need torchcodec.
-    shard = shard.cast_column("audios", List(Audio(sampling_rate=16_000)))
-    partial = path.with_suffix(".part")
-    shard.to_parquet(partial)
-    partial.rename(path)
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

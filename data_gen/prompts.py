@@ -68,7 +68,8 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
 
 
-def speakable(text: str) -> bool:
+def plain(text: str) -> bool:
+    """Short, and without anything that reads differently from how it is written."""
     words = text.split()
     return 3 <= len(words) <= MAX_WORDS and len(text) <= MAX_CHARS and not _UNSPEAKABLE.search(text)
 
@@ -117,7 +118,7 @@ def build(root: Path, n_ground: int, n_align: int, seed: int = 0) -> dict[str, l
     for row in rows:
         text, source = str(row["text"]), row["meta"]["source"]  # type: ignore[index]
         key = normalise(text)
-        if key in forbidden or not speakable(text) or taken[source] >= LIMITS.get(source, 10**9):
+        if key in forbidden or not plain(text) or taken[source] >= LIMITS.get(source, 10**9):
             continue
         forbidden.add(key)
         taken[source] += 1

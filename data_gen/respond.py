@@ -1,27 +1,54 @@
-"""Answers written by the target LLM itself: the targets that align a speech adapter with it.
+"""Stage respond: answers by the target LLM itself, the targets that align a speech adapter with it.
 
 Self-generated targets: BLSP (arXiv 2309.00916), AudioChatLlama (arXiv 2311.06753), DiVA (arXiv 2410.02678).
+The LLM reads each recording's or spoken turn's words in the audio's place, just as it will hear them.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from hashlib import sha256
-from pathlib import Path
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
+from llasm.errors import LlasmError
+
+from .filter import answer_fault
+from .recipe import Filter
+from .rows import Row, as_typed, drop, user_texts
+
 Messages = list[dict[str, str]]
+REQUESTS_AT_ONCE = 16  # to a server, which batches them
 
 
 class TextGenerator(Protocol):
-    """Writes the assistant's next message for each conversation."""
+    """Writes the assistant's next message for each conversation, and instructions of its own."""
 
     identity: str  # part of the cache key: another model writes other answers
 
     def generate(self, batch: list[Messages], max_new_tokens: int) -> list[tuple[str, bool]]:
         """Greedy answers in order, each with whether `max_new_tokens` cut it off."""
         ...
+
+    def invent(self, prompt: str | None, n: int, max_new_tokens: int, seed: int) -> list[str]:
+        """n sampled texts: answers to `prompt`, or with None what the model takes for a user's turn."""
+        ...
+
+
+@lru_cache(maxsize=2)
+def generator_for(llm: str, url: str | None) -> TextGenerator:
+    """One for each model and process."""
+    return ServerGenerator(llm, url) if url else LocalGenerator(llm)
+
+
+def identity_of(llm: str, url: str | None) -> str:
+    """What names the model in cache keys, without loading it."""
+    if url:
+        return f"{url} {llm}"
+    from llasm import weights
+
+    return weights.content_hash(weights.resolve(llm))
 
 
 class LocalGenerator:
@@ -40,15 +67,44 @@ class LocalGenerator:
         model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
         self._model = model.to(device).eval()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, padding_side="left")
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        if self._tokenizer.chat_template is None:
+            raise LlasmError(f"{name}: has no chat template; respond needs an instruct or chat model")
 
     def generate(self, batch: list[Messages], max_new_tokens: int) -> list[tuple[str, bool]]:
-        import torch
-
         inputs = self._tokenizer.apply_chat_template(
             batch, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-        ).to(self._model.device)
+        )
+        return self._continue(inputs, max_new_tokens, do_sample=False)
+
+    def invent(self, prompt: str | None, n: int, max_new_tokens: int, seed: int) -> list[str]:
+        import torch
+
+        if prompt is None:
+            prefix = self._user_prefix()
+        else:
+            messages = [{"role": "user", "content": prompt}]
+            prefix = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        inputs = self._tokenizer([prefix] * n, return_tensors="pt", add_special_tokens=False)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            sampled = self._continue(inputs, max_new_tokens, do_sample=True, temperature=1.0, top_p=0.95, top_k=0)
+        return [text for text, truncated in sampled if not truncated or "\n" in text]
+
+    def _user_prefix(self) -> str:
+        """What the chat template writes before a user's words."""
+        mark = "llasm-marks-the-place"
+        text = self._tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
+        return text.partition(mark)[0]
+
+    def _continue(self, inputs: Any, max_new_tokens: int, **generation: Any) -> list[tuple[str, bool]]:
+        import torch
+
+        inputs = inputs.to(self._model.device)
         with torch.inference_mode():
-            output = self._model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+            pad = self._tokenizer.pad_token_id
+            output = self._model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=pad, **generation)
         answers = output[:, inputs["input_ids"].shape[1] :]
         stops = self._model.generation_config.eos_token_id
         stops = stops if isinstance(stops, list) else [stops]
@@ -57,34 +113,88 @@ class LocalGenerator:
         return [(text.strip(), not end) for text, end in zip(texts, ended, strict=True)]
 
 
-def respond(
-    conversations: list[Messages], generator: TextGenerator, cache: Path, max_new_tokens: int, batch_size: int
-) -> Iterator[tuple[int, str, bool]]:
-    """Yields (index, answer, truncated) for every conversation, shortest prompts first.
+class ServerGenerator:
+    """Any OpenAI-compatible server; OPENAI_API_KEY holds its key where it asks for one."""
 
-    Every batch is appended to `cache` (JSONL keyed by content) before it is yielded: an interrupted run
-    continues with the next batch.
-    """
-    known: dict[str, tuple[str, bool]] = {}
-    if cache.exists():
-        for line in cache.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # the last line of a killed run
-                continue
-            known[row["key"]] = (row["text"], row["truncated"])
-    keys = [sha256(json.dumps([c, generator.identity, max_new_tokens]).encode()).hexdigest() for c in conversations]
-    for i, key in enumerate(keys):
-        if key in known:
-            yield i, *known[key]
-    todo = [i for i, key in enumerate(keys) if key not in known]
-    todo.sort(key=lambda i: sum(len(m["content"]) for m in conversations[i]))
-    with open(cache, "a", encoding="utf-8") as out:
-        for start in range(0, len(todo), batch_size):
-            batch = todo[start : start + batch_size]
-            answers = generator.generate([conversations[i] for i in batch], max_new_tokens)
-            for i, (text, truncated) in zip(batch, answers, strict=True):
-                out.write(json.dumps({"key": keys[i], "text": text, "truncated": truncated}) + "\n")
-            out.flush()
-            for i, (text, truncated) in zip(batch, answers, strict=True):
-                yield i, text, truncated
+    def __init__(self, model: str, url: str) -> None:
+        import openai
+
+        self.identity = identity_of(model, url)
+        self._errors = openai.OpenAIError
+        self._client = openai.OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=5)
+        self._model, self._url = model, url
+
+    def generate(self, batch: list[Messages], max_new_tokens: int) -> list[tuple[str, bool]]:
+        def one(messages: Messages) -> tuple[str, bool]:
+            return self._ask(messages, max_new_tokens, temperature=0.0)
+
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            return list(pool.map(one, batch))
+
+    def invent(self, prompt: str | None, n: int, max_new_tokens: int, seed: int) -> list[str]:
+        # A chat API gives no way to continue the user's own turn.
+        wish = prompt or "Write one instruction or question that a user might ask an assistant. Write only that."
+        messages = [{"role": "user", "content": wish}]
+
+        def one(i: int) -> str:
+            return self._ask(messages, max_new_tokens, temperature=1.0, seed=seed + i)[0]
+
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            return list(pool.map(one, range(n)))
+
+    def _ask(self, messages: Messages, max_new_tokens: int, **sampling: Any) -> tuple[str, bool]:
+        request: Any = {"model": self._model, "messages": messages, "max_tokens": max_new_tokens, **sampling}
+        try:
+            choice = self._client.chat.completions.create(**request).choices[0]
+        except self._errors as error:
+            reason = " ".join(str(error).split())[:200]
+            raise LlasmError(f"respond.url {self._url}: {reason}; what is answered so far is kept") from error
+        return (choice.message.content or "").strip(), choice.finish_reason == "length"
+
+
+@dataclass
+class Respond:
+    """Rows that end with the user's turn (or all, where `always`) → rows with the LLM's answer."""
+
+    llm: str
+    url: str | None
+    always: bool
+    max_new_tokens: int
+    rules: Filter
+
+    name = "respond"
+    uses_model = True
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "llm": identity_of(self.llm, self.url),
+            "always": self.always,
+            "max_new_tokens": self.max_new_tokens,
+            "max_answer_chars": self.rules.max_answer_chars,
+        }
+
+    def __call__(self, rows: list[Row]) -> list[Row]:
+        if self.always:
+            rows = [_without_last_answer(row) for row in rows]
+        asked = [i for i, row in enumerate(rows) if row["messages"][-1]["role"] == "user"]
+        done = list(rows)
+        wordless = [i for i in asked if not all(user_texts(rows[i]))]
+        for i in wordless:
+            done[i] = drop(rows[i], self.name, "no transcript to answer")
+        asked = [i for i in asked if i not in wordless]
+        if not asked:
+            return done
+        batch = [as_typed(rows[i]) for i in asked]
+        written = generator_for(self.llm, self.url).generate(batch, self.max_new_tokens)
+        for i, (text, truncated) in zip(asked, written, strict=True):
+            answer = {"role": "assistant", "content": [{"type": "text", "text": text}]}
+            meta = {**rows[i]["meta"], "answered_by": self.llm, "truncated": truncated}
+            done[i] = {**rows[i], "messages": [*rows[i]["messages"], answer], "meta": meta}
+            if fault := answer_fault(text, self.rules):
+                done[i] = drop(done[i], self.name, fault, text)
+        return done
+
+
+def _without_last_answer(row: Row) -> Row:
+    return {**row, "messages": row["messages"][:-1]} if row["messages"][-1]["role"] == "assistant" else row

@@ -1,64 +1,90 @@
-"""Text → speech over all cores: the stage of `llasm data build` that takes the time."""
+"""Stage speak: the user's turns aloud. Recordings are brought to the same 16 kHz mono and stay what they are."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
-from multiprocessing import get_context
-
-import numpy as np
+from typing import Any
 
 from llasm import audio
 from llasm.errors import LlasmError
-from llasm.tts import TTSEngine, load_voice
+from llasm.tts import TTSEngine, Voice, load_engine, load_voices
+from llasm.tts.speakable import speakable
+
+from .rows import Row, drop, user_texts
+
+
+def draw(key: str) -> float:
+    """A number in [0, 1) that follows from `key` alone: any order, any worker, the same speech."""
+    return int.from_bytes(sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
 @dataclass(frozen=True)
-class Utterance:
-    """One text to speak; `speed` 1.0 is the voice's own pace."""
+class Speak:
+    """Rows with texts → rows with a clip for each audio part, in FLAC under `audios[i]["bytes"]`."""
 
-    text: str
-    voice: str  # "engine:voice"
-    speed: float
+    voices: tuple[tuple[str, Voice], ...]  # (engine's name, voice)
+    speed: tuple[float, float]
+    max_seconds: float
     seed: int
 
+    name = "speak"
+    uses_model = False
 
-def draw_utterance(row_id: str, text: str, voice: str, seed: int) -> Utterance:
-    """Speed in [0.85, 1.2] and the noise seed follow from the row's id: any order, any worker, same speech."""
-    digest = sha256(f"{seed}/{row_id}".encode()).digest()
-    speed = 0.85 + 0.35 * int.from_bytes(digest[:4], "big") / 2**32
-    return Utterance(text, voice, round(speed, 3), int.from_bytes(digest[4:8], "big"))
+    def settings(self) -> dict[str, Any]:
+        voices = [f"{engine}:{voice.id}" for engine, voice in self.voices]
+        return {"version": 1, "voices": voices, "speed": self.speed, "max_seconds": self.max_seconds, "seed": self.seed}
+
+    def __call__(self, rows: list[Row]) -> list[Row]:
+        return [self._speak(row) for row in rows]
+
+    def _speak(self, row: Row) -> Row:
+        meta: dict[str, Any] = {**row["meta"], "seconds": [], "speeds": [], "voice": "", "engine": ""}
+        row = {**row, "meta": meta, "audios": list(row["audios"])}
+        if any(given is None for given in row["audios"]):
+            fitting = [v for v in self.voices if v[1].language.startswith(meta["language"])]
+            if not fitting:
+                return drop(row, self.name, "no voice", f"of language {meta['language']}")
+            engine_name, voice = fitting[int(draw(f"voice/{self.seed}/{row['id']}") * len(fitting))]
+            meta["engine"], meta["voice"] = engine_name, voice.id
+        for i, (given, text) in enumerate(zip(row["audios"], user_texts(row), strict=True)):
+            try:
+                if given is None:
+                    wave, speed = self._say(text, engine_name, voice.id, f"{row['id']}/{i}", meta["language"])
+                else:
+                    wave, speed = audio.decode(given.get("bytes") or given["path"]), 1.0
+            except LlasmError as error:
+                return drop(row, self.name, "unspeakable" if given is None else "unreadable audio", str(error))
+            seconds = len(wave) / audio.SAMPLE_RATE
+            if seconds > self.max_seconds:
+                return drop(row, self.name, "audio too long", f"{seconds:.1f} s")
+            content = audio.to_flac_bytes(wave)
+            row["audios"][i] = {"bytes": content, "synthetic": given is None}
+            meta["seconds"].append(round(seconds, 3))
+            meta["speeds"].append(speed)
+        return row
+
+    def _say(self, text: str, engine_name: str, voice: str, key: str, language: str) -> tuple[audio.Wave, float]:
+        engine = _engine(engine_name)
+        low, high = self.speed
+        speed = round(low + (high - low) * draw(f"speed/{self.seed}/{key}"), 3)
+        seed = int(draw(f"noise/{self.seed}/{key}") * 2**32)
+        wave = engine.synthesize(speakable(text, language), voice, speed, seed)
+        return audio.decode((engine.sample_rate, wave)), speed
 
 
-_engines: dict[str, tuple[TTSEngine, str]] = {}  # one per worker process
+@cache
+def _engine(name: str) -> TTSEngine:
+    return load_engine(name)
 
 
-def speak_one(utterance: Utterance) -> tuple[bytes, float] | str:
-    """(16 kHz mono FLAC bytes, seconds), or the reason why this text cannot be spoken."""
-    if utterance.voice not in _engines:
-        _engines[utterance.voice] = load_voice(utterance.voice)
-    engine, voice = _engines[utterance.voice]
-    try:
-        wave = engine.synthesize(utterance.text, voice, utterance.speed, utterance.seed)
-    except LlasmError as error:
-        return str(error)
-    wave = audio.decode((engine.sample_rate, wave))
-    return audio.to_flac_bytes(wave), len(wave) / audio.SAMPLE_RATE
-
-
-def _single_thread() -> None:
-    # The pool already fills the cores; a numeric library with threads of its own would fight it.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    np.seterr(all="ignore")
-
-
-def speak(utterances: Iterable[Utterance], workers: int) -> Iterator[tuple[bytes, float] | str]:
-    """`speak_one` of each, in order, in `workers` processes (1: in this one)."""
-    if workers <= 1:
-        yield from map(speak_one, utterances)
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_single_thread) as pool:
-        yield from pool.map(speak_one, utterances, chunksize=16)
+def resolve_voices(specs: list[str]) -> tuple[tuple[str, Voice], ...]:
+    """Every voice that the recipe names, checked before any work; LlasmError names what is missing."""
+    found: list[tuple[str, Voice]] = []
+    for spec in specs:
+        engine, voices = load_voices(spec)
+        found += [(engine.name, voice) for voice in voices if (engine.name, voice) not in found]
+    if not found:
+        raise LlasmError('recipe: speak.voices is empty; name at least one, such as "hibari"')
+    return tuple(found)

@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_chat(jobs)
     _add_models(jobs)
     _add_export(jobs)
-    jobs.add_parser("data", help="text conversations to a spoken data set: llasm data build --help")
+    jobs.add_parser("data", help="make, check and export spoken data sets: llasm data --help")
     jobs.add_parser("train", help="run a recipe: llasm train RECIPE [--key value …]; llasm train --help")
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -143,14 +143,61 @@ def _export(args: argparse.Namespace) -> None:
     print(args.output)
 
 
-def _data(argv: list[str]) -> None:
-    if argv[:1] != ["build"]:
-        raise LlasmError(f"unknown action {' '.join(argv[:1])!r}: llasm data build --input FILE --output DIR")
-    from llasm.data_gen.build import build, load_config
+_DATA_HELP = """\
+usage: llasm data build [RECIPE] [--input FILE] [--output DIR] [--key value …]   make a spoken data set
+       llasm data check PATH                                                     say what is wrong with one, row by row
+       llasm data export PATH --format llava|sharegpt|audiofolder|webdataset --output DIR
+llasm data build --help lists every setting."""
 
-    config = load_config(argv[1:])
+
+def _data(argv: list[str]) -> None:
+    actions = {"build": _data_build, "check": _data_check, "export": _data_export}
+    if argv[:1] in ([], ["--help"], ["-h"]):
+        print(_DATA_HELP)
+    elif argv[0] not in actions:
+        raise LlasmError(f"unknown action {argv[0]!r}: llasm data {'|'.join(actions)}")
+    else:
+        actions[argv[0]](argv[1:])
+
+
+def _data_build(argv: list[str]) -> None:
+    from llasm.data_gen.recipe import load_recipe
+
+    recipe = load_recipe(argv)
     quiet()
-    print(build(config))
+    from llasm.data_gen.build import build
+
+    print(build(recipe))
+
+
+def _data_check(argv: list[str]) -> None:
+    from llasm.data_gen.check import check
+
+    parser = argparse.ArgumentParser(prog="llasm data check", description="Checks a data set row by row.")
+    parser.add_argument("path", help="any file, folder or hub id that `llasm data build` reads")
+    args = parser.parse_args(argv)
+    for so_far, faults in check(args.path):  # noqa: B007  (its last value is the summary)
+        for fault in faults:
+            print(fault)
+    print(
+        f"{so_far.rows} rows, {so_far.bad} with faults, {so_far.answered} answered, {so_far.clips} clips, "
+        f"{so_far.seconds / 3600:.2f} h"
+    )
+    if so_far.bad:
+        raise LlasmError(f"{args.path}: {so_far.bad} of {so_far.rows} rows have faults")
+
+
+def _data_export(argv: list[str]) -> None:
+    from llasm.data_gen.export import FORMATS, export
+
+    parser = argparse.ArgumentParser(
+        prog="llasm data export", description="Writes a spoken data set in another layout."
+    )
+    parser.add_argument("path", help="a folder that `llasm data build` wrote")
+    parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    args = parser.parse_args(argv)
+    print(export(args.path, args.format, args.output))
 
 
 def _train(argv: list[str]) -> None:

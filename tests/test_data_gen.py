@@ -1,104 +1,360 @@
-"""Conversations in, spoken parquet out; interruptions, mistakes and rows that cannot be spoken."""
+"""`llasm data build` from end to end: stages, engines, runners, interruptions."""
 
+import hashlib
 import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 
-from llasm import audio
-from llasm.data_gen.build import BuildConfig, build, read_conversations
-from llasm.data_gen.prompts import Truecaser, speakable
-from llasm.data_gen.respond import respond
+from llasm import asr, audio, effects
+from llasm.data_gen import respond
+from llasm.data_gen.build import build
+from llasm.data_gen.formats import records
+from llasm.data_gen.prompts import Truecaser, plain
+from llasm.data_gen.recipe import Recipe, Respond, Source, Speak, Vary, Verify, load_recipe
+from llasm.data_gen.respond import Respond as RespondStage
+from llasm.data_gen.vary import NOTHING_HEARD
+from llasm.data_gen.verify import fewest_errors
 from llasm.errors import LlasmError
-from llasm.tts import load_engine, load_voice
+from llasm.tts import load_engine, load_voice, load_voices
+
+SHORT = ["Is it far?", "Where is the station?", "What time is it now?", "Who wrote this book?", "How old is the king?"]
+needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="the program espeak-ng is not installed")
+needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="the program flite is not installed")
 
 
-def write(path, rows):
+def questions(path, n=5, text="{}"):
+    rows = [{"id": f"q{i}", "messages": [{"role": "user", "content": text.format(SHORT[i % 5], i)}]} for i in range(n)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
-def question(text, **fields):
-    return {"messages": [{"role": "user", "content": text}], **fields}
+def quick(source, output, **fields):
+    """A recipe that needs neither the LLM nor Whisper."""
+    settings = {"respond": Respond(answers="never"), "verify": Verify(asr="none"), "workers": 1, **fields}
+    return Recipe(output=str(output), sources=[Source(path=str(source))], **settings)
 
 
-def test_build_makes_a_readable_data_set_once(tmp_path):
+def rows_of(output):
+    return [record for _, record in records(str(output))]
+
+
+def tree(folder):
+    """Every file below a folder by the hash of its content."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+# ---- the whole
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The default recipe on a few questions: the real LLM answers, the real voice speaks, the real Whisper listens."""
+    folder = tmp_path_factory.mktemp("built")
+    rows = [
+        {"id": "a", "messages": [{"role": "user", "content": "What is the capital of France?"}]},
+        {
+            "id": "b/2",
+            "meta": {"source": "mine", "licence": "CC0-1.0"},
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "What do 3 apples cost at $2 each?"},
+                {"role": "assistant", "content": "Six dollars."},
+                {"role": "user", "content": "And ten apples?"},
+            ],
+        },
+        {"id": "c", "messages": [{"role": "user", "content": "Visit https://example.org now"}]},
+        {
+            "id": "d",
+            "messages": [{"role": "user", "content": "Qzxv wrlpt fnghk?"}, {"role": "assistant", "content": "So."}],
+        },
+    ]
+    source = folder / "in.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    respond = Respond(max_new_tokens=16)
+    build(Recipe(output=str(folder / "out"), input=str(source), respond=respond, workers=1))
+    return folder / "out"
+
+
+def test_the_data_set_is_read_by_datasets_and_holds_the_contract(built):
     from datasets import Audio, List, load_dataset
 
-    rows = [question("Is it far?", id="a"), question("…", id="b"), question("Is it near?", id="c")]
-    config = BuildConfig(input=write(tmp_path / "in.jsonl", rows), output=tmp_path / "out", respond=False, workers=2)
-    data = build(config)
-    found = load_dataset("parquet", data_files=str(data / "*.parquet"), split="train", cache_dir=str(tmp_path / "hf"))
-    found = found.cast_column("audios", List(Audio(decode=False)))
-    assert found["id"] == ["a", "c"]
-    wave = audio.decode(found[0]["audios"][0]["bytes"])
-    assert len(wave) / audio.SAMPLE_RATE == pytest.approx(found[0]["meta"]["seconds"][0], abs=0.01)
-    assert found[0]["meta"]["texts"] == ["Is it far?"]
-    assert found[0]["messages"][0]["content"][0]["type"] == "audio"
-    dropped = json.loads((tmp_path / "out/dropped.jsonl").read_text())
-    assert dropped["id"] == "b" and "nothing to speak" in dropped["reason"]
-    made = (data / "shard-00000.parquet").stat().st_mtime_ns
-    build(config)
-    assert (data / "shard-00000.parquet").stat().st_mtime_ns == made
-    with pytest.raises(LlasmError, match="other input or settings"):
-        build(BuildConfig(input=config.input, output=config.output, respond=False, seed=1))
+    files = str(built / "data/*.parquet")
+    found = load_dataset("parquet", data_files=files, split="train", cache_dir=str(built / "cache"))
+    assert found.features["audios"] == List(Audio(sampling_rate=16_000))
+    first, second = found.cast_column("audios", List(Audio(decode=False)))
+    assert first["id"] == "a" and second["id"] == "b/2"
+    assert [m["role"] for m in second["messages"]] == ["system", "user", "assistant", "user", "assistant"]
+    assert [p["type"] for m in second["messages"] for p in m["content"]] == ["text", "audio", "text", "audio", "text"]
+    meta = second["meta"]
+    assert meta["texts"] == ["What do 3 apples cost at $2 each?", "And ten apples?"]
+    assert meta["source"] == "mine" and meta["licence"] == "CC0-1.0" and meta["language"] == "en"
+    assert meta["voice"] == "heart" and meta["engine"] == "hibari"
+    assert meta["answered_by"] == "smollm2-135m-instruct" and second["messages"][-1]["content"][0]["text"]
+    for clip, seconds in zip(second["audios"], meta["seconds"]):
+        assert len(audio.decode(clip["bytes"])) / 16_000 == pytest.approx(seconds, abs=0.01)
 
 
-@pytest.mark.parametrize(
-    ("line", "named"),
-    [
-        ("{", "not JSON"),
-        ('{"messages": "\udcff"}', "not JSON"),  # a byte that is no UTF-8
-        ("{}", "messages"),
-        (json.dumps({"messages": [{"role": "robot", "content": "x"}]}), "role"),
-        (json.dumps(question(" ")), "not empty"),
-        (json.dumps({"messages": [{"role": "assistant", "content": "x"}]}), "no user"),
-        (json.dumps(question("Hi there", id="first")), "before"),
-    ],
-)
-def test_mistakes_are_named_by_file_and_line(tmp_path, line, named):
-    path = tmp_path / "in.jsonl"
-    text = json.dumps(question("Hello", id="first")) + "\n" + line + "\n"
-    path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(LlasmError, match=rf"in\.jsonl:2: .*{named}"):
-        read_conversations(path)
+def test_whisper_heard_what_was_written(built):
+    for row in rows_of(built):
+        for text, heard, wer in zip(row["meta"]["texts"], row["meta"]["heard"], row["meta"]["wer"]):
+            n_errors, n_words = fewest_errors(text, heard, "en")
+            assert wer == pytest.approx(n_errors / n_words) and n_errors <= max(1, 0.2 * n_words)
 
 
-def test_answers_written_before_an_interruption_are_kept(tmp_path):
+def test_what_was_left_out_is_kept_aside_with_its_reason_and_both_texts(built):
+    dropped = {row["id"]: row for row in map(json.loads, (built / "dropped.jsonl").read_text().splitlines())}
+    assert dropped["c"]["reason"] == "url" and dropped["c"]["texts"] == ["Visit https://example.org now"]
+    assert dropped["d"]["stage"] == "verify" and dropped["d"]["voice"] == "heart"
+    assert "said: Qzxv wrlpt fnghk? | heard: " in dropped["d"]["detail"]
+    assert dropped["c"]["origin"].endswith("in.jsonl:3")
+
+
+def test_card_and_report_tell_the_figures(built):
+    figures = json.loads((built / "stats.json").read_text())
+    assert figures["total"]["rows"] == 2 and figures["voices"]["hibari:heart"]["misheard"] == 1
+    assert figures["voices"]["hibari:heart"]["drop_rate"] == pytest.approx(1 / 3, abs=1e-3)
+    card = (built / "README.md").read_text()
+    assert "| mine | 1 |" in card and "CC0-1.0" in card and "hibari:heart" in card and "1 of 3 (33.3 %)" in card
+    page = (built / "report.html").read_text()
+    assert page.count("<audio") == 3 and page.count("<svg") == 3 and "What is the capital of France?" in page
+
+
+def test_a_changed_recipe_redoes_just_what_the_change_touches(tmp_path):
+    source = questions(tmp_path / "in.jsonl")
+    build(quick(source, tmp_path / "out"))
+    spoken = {file: file.stat().st_mtime_ns for file in (tmp_path / "out/.stages/speak").iterdir()}
+    varied = Vary(variants=2, no_speech_share=0.5)
+    build(quick(source, tmp_path / "out", vary=varied))
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out/.stages/speak").iterdir()} == spoken
+    rows = rows_of(tmp_path / "out")
+    assert sum("~" in row["id"] for row in rows) == 10
+    silent = [row for row in rows if row["id"].startswith("no-speech-")]
+    assert silent and all(row["meta"]["texts"] == [""] and said(row) in NOTHING_HEARD["en"] for row in silent)
+    clean = {row["id"]: row["audios"][0]["bytes"] for row in rows}
+    assert all(clean[row["id"]] != clean[row["id"].partition("~")[0]] for row in rows if "~" in row["id"])
+
+
+def said(row):
+    return row["messages"][-1]["content"][0]["text"]
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.tex").write_text("mine")
+    with pytest.raises(LlasmError, match="choose another --output"):
+        build(quick(questions(tmp_path / "in.jsonl"), tmp_path / "out"))
+
+
+# ---- stages
+
+
+def test_answers_come_from_the_words_of_recordings_and_truncation_is_marked(monkeypatch):
     class Generator:
-        identity = "fake"
-
-        def __init__(self, fail_at):
-            self.calls, self.fail_at = [], fail_at
-
         def generate(self, batch, max_new_tokens):
-            if len(self.calls) == self.fail_at:
-                raise KeyboardInterrupt
-            self.calls.append(batch)
-            return [(m[0]["content"].upper(), True) for m in batch]
+            self.batch = batch
+            return [("Paris.", False), ("It is a long story that", True), ("I don't know.", False)]
 
-    conversations = [[{"role": "user", "content": c}] for c in ("a", "bb", "ccc", "dddd")]
-    cut = Generator(fail_at=1)
-    with pytest.raises(KeyboardInterrupt):
-        list(respond(conversations, cut, tmp_path / "answers.jsonl", 8, batch_size=2))
-    rest = Generator(fail_at=9)
-    answers = sorted(respond(conversations, rest, tmp_path / "answers.jsonl", 8, batch_size=2))
-    assert answers == [(0, "A", True), (1, "BB", True), (2, "CCC", True), (3, "DDDD", True)]
-    assert len(rest.calls) == 1
+    generator = Generator()
+    parts = [{"type": "audio", "text": "France is nice."}, {"type": "text", "text": "Its capital?"}]
+    rows = [
+        {"id": str(i), "messages": [{"role": "user", "content": parts}], "audios": [None], "meta": {}} for i in range(3)
+    ]
+    mute = {**rows[0], "messages": [{"role": "user", "content": [{"type": "audio", "text": None}]}]}
+    monkeypatch.setattr(respond, "generator_for", lambda llm, url: generator)
+    done = RespondStage("x", None, False, 8, Recipe(output="x", input="y").filter)([*rows, mute])
+    assert generator.batch[0] == [{"role": "user", "content": "France is nice.\nIts capital?"}]
+    assert [row["meta"].get("truncated") for row in done] == [False, True, False, None]
+    assert [row.get("dropped", {}).get("reason") for row in done] == [
+        None, None, "answer without information", "no transcript to answer",
+    ]  # fmt: skip
+
+
+def test_the_round_trip_takes_either_spelling():
+    assert fewest_errors("It costs $5.", "It costs five dollars", "en")[0] == 0
+    assert fewest_errors("It costs $5.", "It costs $5.", "en")[0] == 0
+    assert fewest_errors("Burkes first name", "Burke's first name", "en")[0] == 0
+    assert fewest_errors("Is it far?", "Is it near?", "en") == (1, 3)
+    assert fewest_errors("我花了100元", "我花了一百元", "zh")[0] == 0
+    assert fewest_errors("頭髮", "头发", "zh")[0] == 0
+
+
+def test_whisper_hears_clips_of_all_lengths_in_one_batch():
+    recogniser = asr.Recogniser("whisper-tiny.en")
+    names = ["france", "planets", "sky"]
+    waves = [audio.decode(f"examples/{name}.wav") for name in names]
+    heard = recogniser.transcribe([*waves, np.concatenate([*waves, *waves, *waves, *waves, *waves])])
+    wanted = ["What is the capital of France?", "Which planet is known as the Red Planet?", "Why is the sky blue?"]
+    assert [asr.error_rate(w, h) for w, h in zip(wanted, heard)] == [0, 0, 0]
+    assert asr.error_rate(" ".join(wanted * 5), heard[3]) < 0.1
+    assert recogniser.transcribe(waves[::-1]) == heard[2::-1]
+    with pytest.raises(LlasmError, match="only English"):
+        recogniser.transcribe(waves, "zh")
+    with pytest.raises(LlasmError, match="no language 'xx'"):
+        recogniser.transcribe(waves, "xx")
+
+
+def test_effects_do_what_they_say():
+    wave = audio.decode("examples/france.wav")
+    rng = np.random.default_rng
+    noise = effects.generated_noise(8000, rng(0))
+    noisy = effects.add_noise(wave, noise, 10, rng(1))
+    scale = np.dot(noisy, wave) / np.dot(wave, wave)
+    loud = np.abs(wave) > 0.02 * np.abs(wave).max()
+    added = noisy - scale * wave
+    assert 20 * np.log10(effects.rms(scale * wave[loud]) / effects.rms(added)) == pytest.approx(10, abs=0.3)
+    spectrum = np.abs(np.fft.rfft(effects.telephone(wave))) ** 2
+    frequencies = np.fft.rfftfreq(len(wave), 1 / 16_000)
+    assert spectrum[frequencies > 4200].sum() < 1e-3 * spectrum.sum()
+    assert len(effects.shifted(wave, 2, 1.1)) == pytest.approx(len(wave) / 1.1, rel=0.02)
+    assert effects.rms(effects.gain(wave, -20)) == pytest.approx(effects.rms(wave) / 10, rel=1e-3)
+    assert len(effects.room(wave, rng(2))) == len(wave)
+    for effect in (effects.room, lambda w, r: effects.add_noise(w, noise, 0, r)):
+        assert np.array_equal(effect(wave, rng(3)), effect(wave, rng(3)))
+    for silent in (np.zeros(800, np.float32), np.zeros(0, np.float32)):
+        assert np.array_equal(effects.add_noise(silent, noise, 0, rng(4)), silent)
 
 
 def test_prompts_are_written_one_way():
     truecase = Truecaser(["He met Justin Bieber", "We saw Justin Bieber there"])
     assert truecase("who is justin bieber") == "Who is Justin Bieber?"
     assert truecase("play what i like") == "Play what I like."
-    assert speakable("Where is the station?") and not speakable("See https://example.org for more")
+    assert plain("Where is the station?") and not plain("See https://example.org for more")
 
 
-def test_hibari_is_deterministic_and_normalised():
-    engine, voice = load_voice("hibari")
-    first, second = (engine.synthesize("Hello there.", voice, seed=3) for _ in range(2))
+# ---- voices
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "hibari",
+        "kokoro:jm_kumo",
+        "piper",
+        pytest.param("flite:rms", marks=needs_flite),
+        pytest.param("espeak-ng:en-us+f2", marks=needs_espeak),
+    ],
+)
+def test_each_engine_says_the_same_thing_twice_and_faster_when_asked(spec):
+    engine, voice = load_voice(spec)
+    first, second = (engine.synthesize("What is the capital of France?", voice, seed=3) for _ in range(2))
     assert first.dtype == np.float32 and np.array_equal(first, second)
     assert np.abs(first).max() == pytest.approx(0.9)
+    assert len(engine.synthesize("What is the capital of France?", voice, speed=1.4)) < 0.9 * len(first)
+    heard = asr.Recogniser("whisper-tiny.en").transcribe([audio.decode((engine.sample_rate, first))])
+    assert asr.error_rate("What is the capital of France?", heard[0]) <= 0.5
+    with pytest.raises(LlasmError, match="nothing to speak"):
+        engine.synthesize("", voice)
+    with pytest.raises(LlasmError, match="unknown voice 'nosuch'"):
+        engine.synthesize("Hi", "nosuch")
+
+
+@needs_espeak
+def test_espeak_speaks_mandarin():
+    engine, voices = load_voices("espeak-ng:*")
+    [voice, *_] = [v for v in voices if v.language == "zh-CN"]
+    short, long = (engine.synthesize(text, voice.id) for text in ("你好", "你好，今天天气很好，我们去公园散步吧"))
+    assert len(long) > 2 * len(short) > 0
+
+
+def test_an_openai_server_speaks_and_answers(monkeypatch, tmp_path):
+    """A server of one's own with OpenAI's shapes, over HTTP: speech, answers, truncation, and an error."""
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    engine, heart = load_voice("hibari")
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append((self.path, body))
+            if self.path.endswith("/speech"):
+                wave = engine.synthesize(body["input"], heart, body["speed"])
+                content, kind = wav_bytes(wave, engine.sample_rate), "audio/wav"
+            else:
+                message = {"role": "assistant", "content": "Fine."}
+                choice = {"index": 0, "message": message, "finish_reason": "length"}
+                answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+                content, kind = json.dumps(answer).encode(), "application/json"
+            self.send_response(404 if body["model"] == "nosuch" else 200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setenv("LLASM_TTS_VOICES", "ann, 李=zh-CN")
+    try:
+        source = questions(tmp_path / "in.jsonl", n=2)
+        respond = Respond(llm="m", url=url, max_new_tokens=7)
+        build(quick(source, tmp_path / "out", respond=respond, speak=Speak(voices=["openai:ann"])))
+        rows = rows_of(tmp_path / "out")
+        assert [said(row) for row in rows] == ["Fine.", "Fine."] and all(row["meta"]["truncated"] for row in rows)
+        assert {body["voice"] for path, body in asked if path == "/v1/audio/speech"} == {"ann"}
+        assert {body["max_tokens"] for path, body in asked if path == "/v1/chat/completions"} == {7}
+        bad = quick(source, tmp_path / "bad", respond=Respond(llm="nosuch", url=url))
+        with pytest.raises(LlasmError, match=r"respond\.url .*404"):
+            build(bad)
+    finally:
+        server.shutdown()
+
+
+def wav_bytes(wave, sample_rate):
+    import io
+
+    import soundfile
+
+    out = io.BytesIO()
+    soundfile.write(out, wave, sample_rate, format="WAV")
+    return out.getvalue()
+
+
+def test_an_engine_from_outside_is_one_file(monkeypatch, tmp_path):
+    """A package that is not ours, found by its entry point, with a voice for each language."""
+    (tmp_path / "beeper.py").write_text(
+        "import numpy as np\n"
+        "from llasm.tts import Voice, find_voice, with_peak\n"
+        "class Beeper:\n"
+        "    name, sample_rate = 'beeper', 8000\n"
+        "    def voices(self):\n"
+        "        pairs = (('low', 'en-US'), ('high', 'zh-CN'), ('mid', 'en-GB'))\n"
+        "        return [Voice(name, language, 'none', 'CC0-1.0') for name, language in pairs]\n"
+        "    def synthesize(self, text, voice, speed=1.0, seed=0):\n"
+        "        find_voice(self, voice)\n"
+        "        tone = {'low': 200, 'mid': 400, 'high': 800}[voice]\n"
+        "        return with_peak(np.sin(np.arange(int(400 * len(text) / speed)) * tone / 1300), text)\n"
+    )
+    info = tmp_path / "beeper-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: beeper\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[llasm.tts]\nbeeper = beeper:Beeper\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = questions(tmp_path / "in.jsonl", n=30, text="{} Number {}?")
+    with open(source, "a") as out:
+        out.write(json.dumps({"id": "zh", "messages": [{"role": "user", "content": "你好吗？"}]}) + "\n")
+    build(quick(source, tmp_path / "out", speak=Speak(voices=["beeper:*"], speed=(1.0, 1.0))))
+    voices = {row["id"]: row["meta"]["voice"] for row in rows_of(tmp_path / "out")}
+    assert voices.pop("zh") == "high" and set(voices.values()) == {"low", "mid"} and len(voices) == 30
+    build(quick(source, tmp_path / "english", speak=Speak(voices=["beeper:low"])))
+    [dropped] = map(json.loads, (tmp_path / "english/dropped.jsonl").read_text().splitlines())
+    assert dropped["id"] == "zh" and dropped["reason"] == "no voice"
 
 
 def test_what_cannot_be_spoken_is_a_clear_error():
@@ -106,5 +362,83 @@ def test_what_cannot_be_spoken_is_a_clear_error():
         load_engine("nosuch")
     with pytest.raises(LlasmError, match="unknown voice 'nosuch'"):
         load_voice("hibari:nosuch")
-    with pytest.raises(LlasmError, match="nothing to speak"):
-        load_engine("hibari").synthesize("", "heart")
+
+
+# ---- runners and interruptions
+
+
+@pytest.mark.slow
+def test_one_worker_two_workers_and_ray_make_the_same_data_set(tmp_path):
+    source = questions(tmp_path / "in.jsonl", n=140, text="{} I mean number {}.")
+    verify, vary = Verify(asr="whisper-tiny.en"), Vary(variants=1, no_speech_share=0.1)
+    made = {}
+    for name, fields in {"one": {"workers": 1}, "two": {"workers": 2}, "ray": {"workers": 2, "runner": "ray"}}.items():
+        respond = Respond(max_new_tokens=4)
+        build(quick(source, tmp_path / name, respond=respond, verify=verify, vary=vary, **fields))
+        made[name] = tree(tmp_path / name)
+    assert len(rows_of(tmp_path / "one")) > 200
+    # The report names the folder; everything else is the same, file by file, the stages' blocks too.
+    assert len({json.dumps({k: v for k, v in files.items() if k != "report.html"}) for files in made.values()}) == 1
+
+
+@pytest.mark.slow
+def test_killed_at_random_it_ends_as_if_undisturbed_and_redoes_nothing(tmp_path):
+    source = questions(tmp_path / "in.jsonl", n=400, text="{} I mean number {}.")
+
+    def start(output):
+        options = ["--respond.answers", "never", "--verify.asr", "whisper-tiny.en", "--workers", "2"]
+        options += ["--vary.variants", "1", "--shard_rows", "128"]
+        command = [sys.executable, "-m", "llasm.cli", "data", "build", "--input", str(source), "--output", str(output)]
+        return subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def finished(output):
+        files = (output / ".stages").rglob("*.parquet")
+        return {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in files if file.name[0] != "."}
+
+    (tmp_path / "calm").mkdir()
+    started = time.monotonic()
+    assert start(tmp_path / "calm/out").wait() == 0
+    duration = time.monotonic() - started
+
+    (tmp_path / "killed").mkdir()
+    output = tmp_path / "killed/out"
+    seed = int.from_bytes(os.urandom(4), "big")
+    print("seed of the moments:", seed)
+    draw = random.Random(seed)
+    before: dict = {}
+    for _ in range(3):
+        process = start(output)
+        time.sleep(draw.uniform(0.15, 0.7) * duration)
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive  # no worker outlives its parent
+        now = finished(output)
+        assert before.items() <= now.items()
+        before = now
+    assert before
+    assert start(output).wait() == 0
+    assert before.items() <= finished(output).items()
+    calm, killed = tree(tmp_path / "calm/out"), tree(output)
+    left_over = [name for name in killed if name.endswith(".part")]
+    assert calm == {name: digest for name, digest in killed.items() if name not in left_over}
+
+
+@pytest.mark.slow
+@needs_espeak
+def test_the_long_recipe_in_two_languages_runs_with_a_tiny_model(tmp_path):
+    recipe = load_recipe(["zh_en", "--output", str(tmp_path / "out"), "--respond.max_new_tokens", "16"])
+    build(recipe)
+    rows = rows_of(tmp_path / "out")
+    sources = {row["meta"]["source"] for row in rows}
+    assert {"conversations", "sharegpt", "self", "questions", "talk"} <= sources
+    assert {row["meta"]["language"] for row in rows} == {"en", "zh"}
+    assert {"espeak-ng", "hibari", ""} == {row["meta"]["engine"] for row in rows}
+    assert any(source.startswith("no speech") for source in sources)
+    clean = [row for row in rows if not row["meta"]["variation"] and not row["meta"]["source"].startswith("no speech")]
+    assert len([row for row in rows if row["meta"]["variation"]]) == len(clean)
+    recordings = [row for row in clean if row["meta"]["source"] in ("questions", "talk")]
+    assert any(part["type"] == "text" for row in recordings for part in row["messages"][0]["content"])
+    [tea] = [row for row in clean if row["id"] == "tea"]
+    assert len(tea["audios"]) == 2 and len(tea["messages"]) == 4

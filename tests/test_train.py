@@ -18,7 +18,9 @@ from transformers import (
 )
 
 from llasm.adapter import AdapterConfig, build_adapter
-from llasm.data_gen.build import BuildConfig, build
+from llasm.data_gen.build import build
+from llasm.data_gen.recipe import Recipe as DataRecipe
+from llasm.data_gen.recipe import Respond, Verify
 from llasm.errors import LlasmError
 from llasm.features import FeatureCache, mel
 from llasm.train.align import as_repetition, softened_kl, with_texts
@@ -63,7 +65,8 @@ def spoken(tmp_path_factory):
     with open(folder / "in.jsonl", "w") as out:
         for row in rows:
             out.write(json.dumps({"messages": [{"role": r, "content": c} for r, c in row]}) + "\n")
-    build(BuildConfig(input=folder / "in.jsonl", output=folder / "out", respond=False, workers=1))
+    source, quick = str(folder / "in.jsonl"), {"respond": Respond(answers="never"), "verify": Verify(asr="none")}
+    build(DataRecipe(output=str(folder / "out"), input=source, workers=1, **quick))
     return str(folder / "out")
 
 

@@ -38,7 +38,7 @@ def as_repetition(sample: Sample, share: float, seed: int) -> tuple[list[dict[st
     Returns (messages, whether the last message was cut off).
     """
     draw = int.from_bytes(sha256(f"repeat/{seed}/{sample.id}".encode()).digest()[:8], "big")
-    if draw / 2**64 >= share:
+    if draw / 2**64 >= share or not sample.texts[0]:  # nothing was said, or nobody knows what
         return sample.messages, sample.truncated
     wish = {"type": "text", "text": REPEAT_PROMPTS[draw % len(REPEAT_PROMPTS)]}
     answer = [{"type": "text", "text": sample.texts[0]}]

@@ -1,0 +1,215 @@
+"""Reads the layouts that conversation and speech data come in, record by record, each with its file and row.
+
+JSONL, JSON, CSV, TSV, parquet, webdataset tars, audiofolders (metadata.csv or .jsonl beside the files), folders
+that `llasm data build` or `datasets` wrote, and hub ids. What is wrong with one record is a BadRow in its place:
+the reader goes on. `records` of what `export` wrote gives the same conversations back.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llasm.errors import LlasmError
+
+from .rows import BadRow
+
+Record = dict[str, Any]
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".webm", ".aac", ".wma", ".aiff")
+MAX_LINE_BYTES = 5_000_000  # bytes of one line of JSON; inline audio is welcome, a whole file in one line is not
+
+
+def records(path: str, split: str = "train") -> Iterator[tuple[str, Record | BadRow]]:
+    """("file:row", record) of a file, a folder or a hub id; `locate` finds a record's audio.
+
+    Raises LlasmError when there is nothing of a known layout at `path`.
+    """
+    place = Path(path)
+    if place.is_file():
+        yield from _file_records(place)
+    elif place.is_dir():
+        yield from _folder_records(place)
+    elif path.count("/") <= 1 and not path.startswith((".", "/", "~")) and not place.suffix:
+        yield from _hub_records(path, split)
+    else:
+        raise LlasmError(f"{path}: no such file or folder")
+
+
+def _file_records(path: Path) -> Iterator[tuple[str, Record | BadRow]]:
+    readers = {
+        ".jsonl": _jsonl_records, ".ndjson": _jsonl_records, ".json": _json_records, ".csv": _table_records,
+        ".tsv": _table_records, ".parquet": _parquet_records, ".tar": _tar_records,
+    }  # fmt: skip
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise LlasmError(f"{path}: unknown kind of file; known are {', '.join(readers)}")
+    for where, record in reader(path):
+        if isinstance(record, dict) and "file_name" in record:  # audiofolder's word for it
+            record = {"audio": record["file_name"], **record}
+        yield where, record
+
+
+def _folder_records(folder: Path) -> Iterator[tuple[str, Record | BadRow]]:
+    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        yield from _saved_records(folder)
+        return
+    for pattern in ("data/*.parquet", "*.parquet", "*.tar", "metadata.jsonl", "metadata.csv", "*.jsonl", "*.json"):
+        # build.json and the like beside a data set are none of it
+        files = sorted(file for file in folder.glob(pattern) if file.name not in ("build.json", "stats.json"))
+        if files:
+            for file in files:
+                yield from _file_records(file)
+            return
+    raise LlasmError(f"{folder}: holds no data set: no parquet, tar, metadata.csv, metadata.jsonl, JSONL or JSON")
+
+
+def locate(given: Any, where: str) -> Any:
+    """An audio source as `audio.decode` takes it: a relative path is one from the folder of the record's file."""
+    if isinstance(given, dict) and given.get("bytes") is None:
+        given = given.get("path")
+    if isinstance(given, str) and not given.startswith("data:"):
+        return str(Path(where.rpartition(":")[0]).parent / given)
+    return given
+
+
+def _jsonl_records(path: Path) -> Iterator[tuple[str, Record | BadRow]]:
+    with open(path, "rb") as lines:  # as bytes: broken UTF-8 is then an error of its line
+        for number, line in enumerate(lines, 1):
+            where = f"{path}:{number}"
+            if len(line) > MAX_LINE_BYTES:
+                yield where, BadRow(where, f"a line of {len(line)} bytes; at most {MAX_LINE_BYTES} make sense")
+            elif line.strip():
+                try:
+                    yield where, json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    yield where, BadRow(where, f"not JSON ({error})")
+
+
+def _json_records(path: Path) -> Iterator[tuple[str, Record | BadRow]]:
+    try:
+        rows = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise LlasmError(f"{path}: not JSON ({error})") from error
+    if not isinstance(rows, list):
+        raise LlasmError(f"{path}: expected a list of rows, found {type(rows).__name__}")
+    for number, row in enumerate(rows, 1):
+        yield f"{path}:{number}", row
+
+
+def _table_records(path: Path) -> Iterator[tuple[str, Record | BadRow]]:
+    csv.field_size_limit(sys.maxsize)  # a long field is for the row's own check to refuse
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    # A TSV's quotes are part of its text: no manifest of speech data quotes its fields.
+    quoting: Any = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as lines:
+        for row in (reader := csv.DictReader(lines, delimiter=delimiter, quoting=quoting)):
+            where = f"{path}:{reader.line_num}"
+            if None in row or None in row.values():
+                yield where, BadRow(where, f"not as many fields as the header has ({len(reader.fieldnames or [])})")
+            else:
+                yield where, {key: _unpacked(value) for key, value in row.items()}
+
+
+def _unpacked(value: str) -> Any:
+    """A list that `export` wrote into a table's cell, or the text as it is."""
+    if value[:2] in ("[{", '["'):
+        try:
+            return json.loads(value)
+        except ValueError:  # text that only looks like it
+            return value
+    return value
+
+
+def _parquet_records(path: Path) -> Iterator[tuple[str, Record | BadRow]]:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise LlasmError(f"{path}: no parquet file ({str(error).splitlines()[0]})") from error
+    number = 0
+    for batch in file.iter_batches(batch_size=256):
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{path}:{number}", row
+
+
+def _tar_records(path: Path) -> Iterator[tuple[str, Record | BadRow]]:
+    """webdataset: the members `KEY.json` and `KEY.AUDIO` or `KEY.0.AUDIO`, `KEY.1.AUDIO` … make one record."""
+    number = 0
+    key: str | None = None
+    members: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if not member.isfile():
+                    continue
+                folder, _, name = member.name.rpartition("/")
+                stem, _, suffix = name.partition(".")
+                if f"{folder}/{stem}" != key and members:
+                    number += 1
+                    yield _tar_record(f"{path}:{number}", members)
+                    members = {}
+                key = f"{folder}/{stem}"
+                content = archive.extractfile(member)
+                assert content is not None  # it is a file
+                members[suffix.lower()] = content.read()
+    except (tarfile.TarError, OSError) as error:
+        raise LlasmError(f"{path}: no tar file, or damaged ({error})") from error
+    if members:
+        yield _tar_record(f"{path}:{number + 1}", members)
+
+
+def _tar_record(where: str, members: dict[str, bytes]) -> tuple[str, Record | BadRow]:
+    try:
+        record = json.loads(members["json"]) if "json" in members else {}
+    except ValueError as error:
+        return where, BadRow(where, f"not JSON ({error})")
+    audios = {s: content for s, content in members.items() if f".{s.split('.')[-1]}" in AUDIO_SUFFIXES}
+    # By number where there are several: 10 comes after 9.
+    ordered = sorted(audios, key=lambda suffix: int(suffix.split(".")[0]) if suffix[0].isdigit() else -1)
+    if not isinstance(record, dict):
+        return where, BadRow(where, f"expected an object, found {type(record).__name__}")
+    if ordered:
+        record["audio"] = [{"bytes": audios[suffix], "path": None} for suffix in ordered]
+    if "txt" in members and "text" not in record:
+        record["text"] = members["txt"].decode("utf-8", "replace").strip()
+    return where, record
+
+
+def _saved_records(folder: Path) -> Iterator[tuple[str, Record | BadRow]]:
+    from datasets import DatasetDict, load_from_disk
+
+    loaded: Any = load_from_disk(str(folder))
+    parts = loaded.items() if isinstance(loaded, DatasetDict) else [("", loaded)]
+    for name, part in parts:
+        yield from _dataset_records(part, f"{folder}/{name}" if name else str(folder))
+
+
+def _hub_records(name: str, split: str) -> Iterator[tuple[str, Record | BadRow]]:
+    from datasets import load_dataset
+
+    try:
+        loaded = load_dataset(name, split=split)
+    except Exception as error:  # datasets raises its own, the hub's and the network's
+        reason = " ".join(str(error).split())[:200]
+        raise LlasmError(f"{name}: neither a file or folder here nor a hub data set that loads ({reason})") from error
+    yield from _dataset_records(loaded, name)
+
+
+def _dataset_records(loaded: Any, name: str) -> Iterator[tuple[str, Record | BadRow]]:
+    from datasets import Audio, List
+
+    for column, feature in loaded.features.items():  # the bytes as they are: decoding would need torchcodec
+        if isinstance(feature, Audio):
+            loaded = loaded.cast_column(column, Audio(decode=False))
+        elif isinstance(feature, List) and isinstance(feature.feature, Audio):
+            loaded = loaded.cast_column(column, List(Audio(decode=False)))
+    for number, row in enumerate(loaded, 1):
+        yield f"{name}:{number}", row

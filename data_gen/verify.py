@@ -1,0 +1,79 @@
+"""Stage verify: Whisper reads the speech back; what it cannot understand is not kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from llasm import asr, audio
+from llasm.tts.speakable import speakable
+
+from .rows import Row, drop, user_texts
+
+
+@lru_cache(maxsize=1)
+def recogniser(name: str) -> asr.Recogniser:
+    """One for each process."""
+    return asr.Recogniser(name)
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Adds what was heard and the errors of each clip; drops rows with a clip above the limit (`allowed_errors`)."""
+
+    asr: str
+    max_wer: float
+    max_cer: float
+    recordings: bool
+
+    name = "verify"
+    uses_model = True
+
+    def settings(self) -> dict[str, Any]:
+        from llasm import weights
+
+        identity = weights.content_hash(weights.resolve(self.asr))
+        limits = {"max_wer": self.max_wer, "max_cer": self.max_cer, "recordings": self.recordings}
+        return {"version": 1, "asr": identity, **limits}
+
+    def __call__(self, rows: list[Row]) -> list[Row]:
+        clips = [
+            (r, i)
+            for r, row in enumerate(rows)
+            for i, (clip, text) in enumerate(zip(row["audios"], user_texts(row), strict=True))
+            if text and (clip["synthetic"] or self.recordings)
+        ]
+        heard: dict[tuple[int, int], str] = {}
+        for language in sorted({rows[r]["meta"]["language"] for r, _ in clips}):
+            chosen = [(r, i) for r, i in clips if rows[r]["meta"]["language"] == language]
+            waves = [audio.decode(rows[r]["audios"][i]["bytes"]) for r, i in chosen]
+            heard |= zip(chosen, recogniser(self.asr).transcribe(waves, language), strict=True)
+        return [self._judged(row, [heard.get((r, i)) for i in range(len(row["audios"]))]) for r, row in enumerate(rows)]
+
+    def _judged(self, row: Row, heard: list[str | None]) -> Row:
+        """heard: a text for each clip that was checked, else None."""
+        language = row["meta"]["language"]
+        counts = [
+            (0, 0) if found is None else fewest_errors(said, found, language)
+            for said, found in zip(user_texts(row), heard, strict=True)
+        ]
+        meta = {**row["meta"], "heard": [h or "" for h in heard], "errors": [n for n, _ in counts]}
+        meta["words"] = [n for _, n in counts]
+        row = {**row, "meta": meta}
+        limit = self.max_cer if language == "zh" else self.max_wer
+        for said, found, (n_errors, n_words) in zip(user_texts(row), heard, counts, strict=True):
+            if n_errors > allowed_errors(n_words, limit):
+                detail = f"said: {said} | heard: {found}"
+                return drop(row, self.name, "CER" if language == "zh" else "WER", detail)
+        return row
+
+
+def fewest_errors(said: str, heard: str, language: str) -> tuple[int, int]:
+    """(errors, words) against the text as written or as read aloud: "$5" may come back either way."""
+    return min(asr.count_errors(text, heard, language) for text in (said, speakable(said, language)))
+
+
+def allowed_errors(n_words: int, limit: float) -> float:
+    """Of three words or more one may be misheard, whatever the limit: "And ten apples?" may come back as "In 10"."""
+    return max(limit * n_words, 1.0 if n_words > 2 else 0.0)
