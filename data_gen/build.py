@@ -42,7 +42,7 @@ SHOWN_ERRORS = 20  # bad rows printed; all are in dropped.jsonl
 
 def build(recipe: Recipe) -> Path:
     """Runs all stages; returns the output folder. Raises LlasmError on what the user can mend."""
-    output = Path(recipe.output)
+    output = Path(recipe.output).resolve()  # workers may run in another folder
     voices = resolve_voices(recipe.speak.voices)
     faults: list[BadRow] = []
     rows = read(recipe, faults.append)
@@ -61,7 +61,11 @@ def build(recipe: Recipe) -> Path:
     shards = _pack(blocks, recipe, output, root)
     _write_dropped(dropped, output)
     statistics = Statistics.of(root, blocks, dropped)
-    write_report(statistics, recipe, output, shards)
+    licences = {f"{engine}:{voice.id}": voice.licence for engine, voice in voices}
+    write_report(statistics, recipe, output, len(shards), licences)
+    if not statistics.total.rows:
+        why = ", ".join(f"{reason} ({n})" for reason, n in statistics.drops.most_common(3))
+        raise LlasmError(f"data build: every row was left out: {why}; see {output / 'dropped.jsonl'}")
     return output
 
 
@@ -75,9 +79,9 @@ def _stages(recipe: Recipe, voices: Any) -> list[Stage]:
     speed = (float(recipe.speak.speed[0]), float(recipe.speak.speed[1]))
     stages.append(Speak(voices, speed, recipe.speak.max_seconds, recipe.seed))
     if check.asr != "none":
-        stages.append(Verify(check.asr, check.max_wer, check.max_cer, check.recordings))
+        stages.append(Verify(check.asr, check.max_wer, check.max_cer, check.allow_errors, check.recordings))
     if vary.needed(recipe.vary):
-        stages.append(vary.Vary(recipe.vary, recipe.seed))
+        stages.append(vary.Vary(recipe.vary, recipe.speak.max_seconds, recipe.seed))
     return stages
 
 
@@ -106,10 +110,9 @@ def _key(*parts: Any) -> str:
 
 
 def _content(row: Row) -> Any:
-    """What makes a row: not where its file lies."""
-    meta = {key: value for key, value in row["meta"].items() if key != "origin"}
-    audios = [audio and audio["sha256"] for audio in row["audios"]]
-    return [row["id"], row["messages"], audios, meta, row.get("write")]
+    """What makes a row: its words, and its audio by content and place."""
+    audios = [audio and [audio["sha256"], audio.get("path")] for audio in row["audios"]]
+    return [row["id"], row["messages"], audios, row["meta"], row.get("write")]
 
 
 def _first_block(root: Path, rows: list[Row]) -> str:
@@ -150,7 +153,7 @@ def _written(rows: list[Row], recipe: Recipe, root: Path, dropped: list[Row]) ->
 
 def _filtered(rows: list[Row], recipe: Recipe, root: Path) -> list[Row]:
     """The rows, those that break a rule marked; the verdicts are kept for the next run."""
-    name = _key("filter", 1, asdict(recipe.filter), [_content(row) for row in rows])
+    name = _key("filter", 2, asdict(recipe.filter), [_content(row) for row in rows])
     file = root / "filter" / f"{name}.json"
     if file.exists():
         verdicts = json.loads(file.read_text(encoding="utf-8"))

@@ -63,9 +63,20 @@ def _clips(row: dict[str, Any]) -> list[tuple[str, bytes]]:
     return [(Path(clip["path"] or "clip.flac").suffix, clip["bytes"]) for clip in row["audios"]]
 
 
-def _stem(row: dict[str, Any]) -> str:
-    """The row's id as a file's name: no folders, no dots (webdataset ends a key at the first)."""
-    return "".join(c if c.isalnum() or c in "-_~" else "_" for c in row["id"])
+class _Stems:
+    """Rows' ids as files' names: no folders, no dots (webdataset ends a key at the first), each but once."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def __call__(self, row: dict[str, Any]) -> str:
+        stem = plain = "".join(c if c.isalnum() or c in "-_~" else "_" for c in row["id"])
+        for number in count(2):
+            if stem not in self._taken:
+                break
+            stem = f"{plain}-{number}"
+        self._taken.add(stem)
+        return stem
 
 
 def _conversation(row: dict[str, Any], files: list[str]) -> dict[str, Any]:
@@ -79,10 +90,11 @@ def _conversation(row: dict[str, Any], files: list[str]) -> dict[str, Any]:
 def _with_files(rows: Iterator[dict[str, Any]], output: Path) -> Iterator[dict[str, Any]]:
     folder = output / "audio"
     folder.mkdir()
+    stem_of = _Stems()
     for row in rows:
-        names = []
+        names, stem = [], stem_of(row)
         for number, (suffix, content) in enumerate(_clips(row)):
-            names.append(f"audio/{_stem(row)}-{number}{suffix}")
+            names.append(f"audio/{stem}-{number}{suffix}")
             (output / names[-1]).write_bytes(content)
         yield _conversation(row, names)
 
@@ -104,12 +116,13 @@ def _audiofolder(rows: Iterator[dict[str, Any]], output: Path) -> None:
     """One file a row: that is what the layout can say, so a row of several clips is refused, not cut."""
     folder = output / "audio"
     folder.mkdir()
+    stem_of = _Stems()
     with open(output / "metadata.jsonl", "w", encoding="utf-8") as out:
         for row in rows:
             clips = _clips(row)
             if len(clips) != 1:
                 raise LlasmError(f"{row['id']}: has {len(clips)} clips; an audiofolder holds one a row: use webdataset")
-            name = f"audio/{_stem(row)}{clips[0][0]}"
+            name = f"audio/{stem_of(row)}{clips[0][0]}"
             (output / name).write_bytes(clips[0][1])
             text = row["meta"]["texts"][0]
             line = {"file_name": name, "id": row["id"], "text": text, "messages": row["messages"], "meta": row["meta"]}
@@ -117,6 +130,7 @@ def _audiofolder(rows: Iterator[dict[str, Any]], output: Path) -> None:
 
 
 def _webdataset(rows: Iterator[dict[str, Any]], output: Path) -> None:
+    stem_of = _Stems()
     for number in count():
         part = list(islice(rows, TAR_ROWS))
         if not part:
@@ -126,7 +140,8 @@ def _webdataset(rows: Iterator[dict[str, Any]], output: Path) -> None:
                 facts = {"id": row["id"], "messages": row["messages"], "meta": row["meta"]}
                 members = [("json", json.dumps(facts, ensure_ascii=False).encode())]
                 members += [(f"{i}{suffix}", content) for i, (suffix, content) in enumerate(_clips(row))]
+                stem = stem_of(row)
                 for suffix, content in members:
-                    info = tarfile.TarInfo(f"{_stem(row)}.{suffix.removeprefix('.')}")
+                    info = tarfile.TarInfo(f"{stem}.{suffix.removeprefix('.')}")
                     info.size = len(content)
                     archive.addfile(info, io.BytesIO(content))

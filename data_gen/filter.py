@@ -19,8 +19,9 @@ from .recipe import Filter
 from .rows import Row, answers, drop, language_of, user_texts
 
 _CODE = re.compile(
-    r"```|<[a-z/!][^>]{0,80}>|\b(?:def|class|import|return|function|public|static|void|const|var)\b.*[(){};=]"
-    r"|\b\w+\([^)\s]*\)\s*[;{]|=>|;\s*$|\{\s*\"|\b(?:SELECT|INSERT|UPDATE)\b.+\b(?:FROM|INTO|SET)\b|^\s*(?:>>>|\$ )",
+    r"```|<[a-z/!][^>]{0,80}>|\bdef \w+\(|\b(?:class|function) \w*\s?[({:]|^\s*(?:import|from) [\w.]+(?: import .*)?$"
+    r"|\b(?:const|var|let|int|float|void|public|static) \w+ ?[=(]|\breturn [^.?!]*;|\w\([^)\s]*\)\s?[;{]|=>|[;{}]\s*$"
+    r"|\{\s*\"|\bSELECT\b.+\bFROM\b|\bINSERT INTO\b|\bUPDATE \w+ SET\b|^\s*(?:>>>|\$ )",
     re.MULTILINE,
 )
 _URL = re.compile(r"https?://|www\.|\b[\w-]+\.(?:com|org|net|io|html)\b|\w@\w+\.\w", re.IGNORECASE)
@@ -28,8 +29,10 @@ _TABLE = re.compile(r"\|.*\|.*\||\t.*\t|^\s*[-+|=]{4,}\s*$|^\s*\+-", re.MULTILIN
 _SYMBOL = re.compile(r"[^\w\s.,;:!?'\"()\-–—%$£€°&/’‘“”，。！？、：；（）《》…]")
 _LATEX = re.compile(r"\$[^$]*\\|\\[a-z]+\{|\\frac|\^\{")
 _NO_INFORMATION = re.compile(
-    r"^(?:i(?:'m| am) (?:sorry|afraid|unable|not able)|sorry,? (?:but )?i|i (?:don't|do not|cannot|can't) "
-    r"(?:know|have|answer|help|understand|provide|assist)|as an? (?:ai|artificial|language)|n/?a\b|none\.?$|unknown\.?$"
+    r"^(?:i(?:'m| am) (?:sorry|afraid|unable to|not able to)|sorry,? (?:but )?i"
+    r"|i (?:don't|do not) (?:know|have|understand)"
+    r"|i (?:cannot|can't) (?:answer|help (?:you )?with|provide|assist)|as an? (?:ai|artificial|language)"
+    r"|n/?a\b|none\.?$|unknown\.?$"
     r"|no answer|我不知道|抱歉|对不起|作为一个)",
     re.IGNORECASE,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,10 @@ def write_shard(records: list[dict[str, Any]], path: Path) -> None:
             "meta": meta,
         }
     )
-    shard = Dataset.from_list(records, features=features)
+    shard = Dataset.from_dict({name: [record[name] for record in records] for name in features}, features=features)
     # Built as plain structs and then renamed to Audio: encoding through Audio would need torchcodec.
     shard = shard.cast_column("audios", List(Audio(sampling_rate=audio.SAMPLE_RATE)))
-    partial = path.with_suffix(".part")
+    partial = path.with_name(f".{uuid.uuid4().hex}.part")
     shard.to_parquet(partial)
     partial.replace(path)
 

@@ -30,7 +30,7 @@ class Source:
     weight: float = 1.0
     """Share of this source in `rows`, relative to the others."""
     limit: int | None = None
-    """At most this many rows of it; for `self`, how many to write."""
+    """At most this many rows of it; for `long_audio`, files; for `self`, how many instructions to ask for."""
     columns: dict[str, str] = field(default_factory=dict)
     """Names in the source → the row's: prompt, answer, system, messages, conversations, audio, text, id, licence.
     For instance {prompt: question, answer: response}."""
@@ -52,7 +52,9 @@ class Source:
         name = self.path or self.kind
         if self.path is None and self.kind != "self":
             raise LlasmError(f"recipe: a source of kind {self.kind} needs a path")
-        if self.kind == "self" and (self.limit is None or self.limit < 1):
+        if self.limit is not None and self.limit < 1:
+            raise LlasmError(f"recipe: the limit of {name} is {self.limit}; it must be at least 1")
+        if self.kind == "self" and self.limit is None:
             raise LlasmError("recipe: a source of kind self needs a limit: how many instructions the LLM should write")
         if self.weight <= 0:
             raise LlasmError(f"recipe: the weight of {name} is {self.weight}; it must be above 0")
@@ -85,7 +87,7 @@ class Filter:
 @dataclass
 class Respond:
     answers: Literal["missing", "always", "never"] = "missing"
-    """Whether the LLM answers where no answer is given, or everywhere, or nowhere (data for `ground` only)."""
+    """Whether the LLM writes the last answer where none is given, always, or never (data for `ground` only)."""
     llm: str = "smollm2-135m-instruct"
     """Who writes: a named base, a hub id or a directory; with `url` the server's name of the model."""
     url: str | None = None
@@ -113,9 +115,11 @@ class Verify:
     """The Whisper that reads synthetic speech back: an embedded name, a hub id, a directory, a .pt file; `none`: no
     check."""
     max_wer: float = 0.2
-    """Drop a row with a clip whose word error rate is above this; one error in three words or more is let pass."""
+    """Drop a row with a clip whose word error rate is above this."""
     max_cer: float = 0.3
     """The same for Chinese, in characters."""
+    allow_errors: int = 1
+    """Errors that a clip of three words or more may have whatever its rate; 0: the rate alone decides."""
     recordings: bool = False
     """Check the transcripts of real recordings, too: they are dropped like synthetic speech."""
 
@@ -168,7 +172,7 @@ class Recipe:
     runner: Literal["local", "ray"] = "local"
     """Processes on this machine, or Ray Data on a cluster whose machines share the output folder."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """Processes, one core each (on GPUs the LLM and Whisper get one process a GPU)."""
+    """Processes of the local runner, one core each (on GPUs the LLM and Whisper get one process a GPU)."""
 
     def __post_init__(self) -> None:
         if self.input is not None:
@@ -184,6 +188,16 @@ class Recipe:
         for name in ("noise_share", "room_share", "telephone_share", "pitch_share"):
             if not 0 <= getattr(self.vary, name) <= 1:
                 raise LlasmError(f"recipe: vary.{name} is {getattr(self.vary, name)}; it must lie between 0 and 1")
+        for name in ("snr_db", "gain_db"):
+            if not getattr(self.vary, name)[0] <= getattr(self.vary, name)[1]:
+                raise LlasmError(f"recipe: vary.{name} is {getattr(self.vary, name)}; the lower comes first")
+        for value, name in ((self.vary.variants, "vary.variants"), (self.vary.no_speech_share, "vary.no_speech_share")):
+            if value < 0:
+                raise LlasmError(f"recipe: {name} is {value}; it must not be negative")
+        if not 0 < self.filter.near_duplicates <= 1:
+            raise LlasmError(f"recipe: filter.near_duplicates is {self.filter.near_duplicates}; it must lie in (0, 1]")
+        if not 0 < self.speak.max_seconds <= 30:
+            raise LlasmError(f"recipe: speak.max_seconds is {self.speak.max_seconds}; Whisper hears at most 30")
         low, high = self.speak.speed
         if not 0.5 <= low <= high <= 2:
             raise LlasmError(f"recipe: speak.speed is {low} to {high}; it must lie within 0.5 to 2, the lower first")

@@ -53,7 +53,8 @@ class Statistics:
     total: Part = field(default_factory=Part)
     by_voice: dict[str, Part] = field(default_factory=lambda: defaultdict(Part))
     by_source: dict[str, Part] = field(default_factory=lambda: defaultdict(Part))
-    licences: dict[str, tuple[str, str]] = field(default_factory=dict)  # source → (licence, attribution)
+    licences: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # of each source
+    credits: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # attributions of each source
     drops: Counter[str] = field(default_factory=Counter)  # "stage: reason"
     languages: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
@@ -90,12 +91,17 @@ class Statistics:
         # Variants were checked once, with the row that they are made from.
         if any(meta.get("words", [])) and "variation" not in meta:
             self.by_voice[_voice(row)].checked += 1
-        self.licences[meta["source"]] = (meta["licence"], meta["attribution"])
+        self.licences[meta["source"]].add(meta["licence"])
+        self.credits[meta["source"]].update([meta["attribution"]] if meta["attribution"] else [])
         self.languages[meta["language"]] += 1
         self.truncated += bool(meta.get("truncated"))
         self.seconds += meta["seconds"]
         self.error_rates += [n / words for n, words in zip(meta.get("errors", []), meta.get("words", [])) if words]
         self.answer_words += [len(answer.split()) for answer in answers(row)]
+
+    def rights(self, source: str) -> tuple[str, str]:
+        """(licences, attributions) of a source's rows."""
+        return ", ".join(sorted(self.licences[source])), "; ".join(sorted(self.credits[source])) or "–"
 
     def as_json(self) -> dict[str, Any]:
         def part(p: Part) -> dict[str, Any]:
@@ -127,10 +133,11 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def write_report(made: Statistics, recipe: Recipe, output: Path, shards: list[Path]) -> None:
+def write_report(made: Statistics, recipe: Recipe, output: Path, n_shards: int, voice_licences: dict[str, str]) -> None:
+    """voice_licences: of each "engine:voice"."""
     files = {
         "stats.json": json.dumps(made.as_json(), indent=1, ensure_ascii=False) + "\n",
-        "README.md": data_card(made, recipe, len(shards)),
+        "README.md": data_card(made, recipe, n_shards, voice_licences),
         "report.html": report_page(made, output.name),
     }
     for name, text in files.items():
@@ -139,7 +146,7 @@ def write_report(made: Statistics, recipe: Recipe, output: Path, shards: list[Pa
         partial.replace(output / name)
 
 
-def data_card(made: Statistics, recipe: Recipe, n_shards: int) -> str:
+def data_card(made: Statistics, recipe: Recipe, n_shards: int, voice_licences: dict[str, str]) -> str:
     """A data set card as the hub reads it."""
     total = made.total
     heading = "---\nlanguage: [" + ", ".join(sorted(made.languages)) + "]\ntask_categories: [audio-text-to-text]\n"
@@ -163,16 +170,17 @@ def data_card(made: Statistics, recipe: Recipe, n_shards: int) -> str:
     lines.append(f"Answers are {answered}; {made.truncated} were cut off at the length limit (`meta.truncated`).\n")
     lines += ["## Sources\n", "| source | rows | hours | licence | attribution |", "|---|---|---|---|---|"]
     for name, part in sorted(made.by_source.items()):
-        licence, attribution = made.licences[name]
-        lines.append(f"| {name} | {part.rows} | {part.seconds / 3600:.2f} | {licence} | {attribution or '–'} |")
+        licence, credit = made.rights(name)
+        lines.append(f"| {name} | {part.rows} | {part.seconds / 3600:.2f} | {licence} | {credit} |")
     lines += [
         "\n## Voices\n",
-        "| voice | rows | hours | WER kept | dropped in the round trip |",
-        "|---|---|---|---|---|",
+        "| voice | licence | rows | hours | WER kept | dropped in the round trip |",
+        "|---|---|---|---|---|---|",
     ]
     for name, part in sorted(made.by_voice.items()):
         lost = f"{part.misheard} of {part.checked} ({_percent(part.drop_rate)})" if part.checked else "–"
-        lines.append(f"| {name} | {part.rows} | {part.seconds / 3600:.2f} | {_percent(part.wer)} | {lost} |")
+        hours, licence = f"{part.seconds / 3600:.2f}", voice_licences.get(name, "–")
+        lines.append(f"| {name} | {licence} | {part.rows} | {hours} | {_percent(part.wer)} | {lost} |")
     lines += ["\n## Left out\n", "Every row is in `dropped.jsonl`, with its texts.\n", "| why | rows |", "|---|---|"]
     lines += [f"| {why} | {n} |" for why, n in sorted(made.drops.items())] or ["| nothing | 0 |"]
     lines += ["\n## Fields\n", _FIELDS]
@@ -205,7 +213,7 @@ def report_page(made: Statistics, title: str) -> str:
         for name, p in sorted(made.by_voice.items())
     ]
     sources = [
-        [name, p.rows, f"{p.seconds / 3600:.2f}", *made.licences[name]] for name, p in sorted(made.by_source.items())
+        [name, p.rows, f"{p.seconds / 3600:.2f}", *made.rights(name)] for name, p in sorted(made.by_source.items())
     ]
     parts = [
         f"<h1>{html.escape(title)}</h1>",

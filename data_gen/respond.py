@@ -31,8 +31,8 @@ class TextGenerator(Protocol):
         """Greedy answers in order, each with whether `max_new_tokens` cut it off."""
         ...
 
-    def invent(self, prompt: str | None, n: int, max_new_tokens: int, seed: int) -> list[str]:
-        """n sampled texts: answers to `prompt`, or with None what the model takes for a user's turn."""
+    def invent(self, prompt: str | None, n: int, max_new_tokens: int, seed: int) -> list[tuple[str, bool]]:
+        """n sampled texts, as `generate`: answers to `prompt`, or with None what the model takes for a user's turn."""
         ...
 
 
@@ -78,7 +78,7 @@ class LocalGenerator:
         )
         return self._continue(inputs, max_new_tokens, do_sample=False)
 
-    def invent(self, prompt: str | None, n: int, max_new_tokens: int, seed: int) -> list[str]:
+    def invent(self, prompt: str | None, n: int, max_new_tokens: int, seed: int) -> list[tuple[str, bool]]:
         import torch
 
         if prompt is None:
@@ -89,8 +89,7 @@ class LocalGenerator:
         inputs = self._tokenizer([prefix] * n, return_tensors="pt", add_special_tokens=False)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            sampled = self._continue(inputs, max_new_tokens, do_sample=True, temperature=1.0, top_p=0.95, top_k=0)
-        return [text for text, truncated in sampled if not truncated or "\n" in text]
+            return self._continue(inputs, max_new_tokens, do_sample=True, temperature=1.0, top_p=0.95, top_k=0)
 
     def _user_prefix(self) -> str:
         """What the chat template writes before a user's words."""
@@ -131,13 +130,13 @@ class ServerGenerator:
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             return list(pool.map(one, batch))
 
-    def invent(self, prompt: str | None, n: int, max_new_tokens: int, seed: int) -> list[str]:
+    def invent(self, prompt: str | None, n: int, max_new_tokens: int, seed: int) -> list[tuple[str, bool]]:
         # A chat API gives no way to continue the user's own turn.
         wish = prompt or "Write one instruction or question that a user might ask an assistant. Write only that."
         messages = [{"role": "user", "content": wish}]
 
-        def one(i: int) -> str:
-            return self._ask(messages, max_new_tokens, temperature=1.0, seed=seed + i)[0]
+        def one(i: int) -> tuple[str, bool]:
+            return self._ask(messages, max_new_tokens, temperature=1.0, seed=seed + i)
 
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             return list(pool.map(one, range(n)))
@@ -167,7 +166,7 @@ class Respond:
 
     def settings(self) -> dict[str, Any]:
         return {
-            "version": 1,
+            "version": 2,
             "llm": identity_of(self.llm, self.url),
             "always": self.always,
             "max_new_tokens": self.max_new_tokens,

@@ -40,6 +40,10 @@ def messages_of(record: Any, where: str) -> tuple[list[dict[str, Any]], list[Any
     """
     if not isinstance(record, dict):
         raise BadRow(where, f"expected an object, found {type(record).__name__}")
+    if not isinstance(record.get("meta") or {}, dict):
+        raise BadRow(where, f"meta is {_short(record['meta'])}; it must be an object")
+    if record.get("id") is not None:
+        check_text(str(record["id"]), "id", where)
     if "messages" in record:
         messages, audios = _from_messages(record, where)
     elif "conversations" in record:
@@ -57,7 +61,7 @@ def _from_messages(record: dict[str, Any], where: str) -> tuple[list[dict[str, A
     if not isinstance(given, list) or not given:
         raise BadRow(where, "messages must be a list of at least one message")
     beside = _as_list(record.get("audios", record.get("audio")))
-    texts = iter((record.get("meta") or {}).get("texts") or [])  # our own data sets keep what is said here
+    texts = _said(record.get("meta") or {}, where)  # our own data sets keep what is said here
     messages, audios = [], []
     for message in given:
         role = message.get("role") if isinstance(message, dict) else None
@@ -72,14 +76,14 @@ def _from_messages(record: dict[str, Any], where: str) -> tuple[list[dict[str, A
             messages.append({"role": role, "content": parts})
             continue
         if not isinstance(content, list) or not content:
-            raise BadRow(where, f"the {role}'s content is empty; it must be text or a list of parts")
+            raise BadRow(where, f"the {role}'s content is {_short(content)}; it must be text or a list of parts")
         parts = []
         for part in content:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind == "text":
                 check_text(part.get("text"), role, where)
                 parts.append({"type": "text", "text": part["text"]})
-            elif kind == "audio":
+            elif kind == "audio" and role == "user":
                 source = part.get("audio")
                 if source is None and beside:
                     source = beside.pop(0)
@@ -91,7 +95,9 @@ def _from_messages(record: dict[str, Any], where: str) -> tuple[list[dict[str, A
                 audios.append(source)
                 parts.append({"type": "audio", "text": said})
             else:
-                raise BadRow(where, f"a part must be of type text or audio, not {_short(kind)}")
+                raise BadRow(
+                    where, f"a {role}'s part must be of type text{' or audio' * (role == 'user')}, not {_short(kind)}"
+                )
         messages.append({"role": role, "content": parts})
     if beside:
         raise BadRow(where, f"{len(beside)} audios more than there are audio parts")
@@ -104,7 +110,8 @@ def _from_conversations(record: dict[str, Any], where: str) -> tuple[list[dict[s
     if not isinstance(given, list) or not given:
         raise BadRow(where, "conversations must be a list of at least one message")
     files = _as_list(record.get("audio", record.get("audios")))
-    said = iter(record.get("texts") or [])
+    ours = "texts" in record  # written by `export`: a turn without a clip was typed
+    said = _said(record, where)
     messages, audios = [], []
     for message in given:
         name = message.get("from") if isinstance(message, dict) else None
@@ -121,15 +128,25 @@ def _from_conversations(record: dict[str, Any], where: str) -> tuple[list[dict[s
                     audios.append(files.pop(0))
                     parts.append({"type": "audio", "text": next(said, None)})
                 if text.strip():
+                    check_text(text, role, where)
                     parts.append({"type": "text", "text": text.strip()})
         else:
             check_text(value, role, where)
-            parts = [{"type": "audio" if role == "user" else "text", "text": value}]
-            audios += [None] if role == "user" else []
+            spoken = role == "user" and not ours
+            parts = [{"type": "audio" if spoken else "text", "text": value}]
+            audios += [None] if spoken else []
         messages.append({"role": role, "content": parts})
     if files:
         raise BadRow(where, f"{len(files)} audio files more than there are {PLACEHOLDER} placeholders")
     return messages, audios
+
+
+def _said(record: dict[str, Any], where: str) -> Iterator[str]:
+    """What each clip says, where the record tells it under `texts`."""
+    texts = record.get("texts") or []
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise BadRow(where, f"texts is {_short(texts)}; it must be a list of strings")
+    return iter(texts)
 
 
 def _as_list(value: Any) -> list[Any]:

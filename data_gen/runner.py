@@ -21,6 +21,8 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from llasm.errors import LlasmError
+
 from .rows import Row, kept
 
 
@@ -203,22 +205,24 @@ def _run_ray(todo: list[Work], n_processes: int) -> Iterator[int]:
         import ray
         import ray.data
     except ImportError as error:
-        from llasm.errors import LlasmError
-
         raise LlasmError(f"runner ray needs the package ray: pip install 'llasm[ray]' ({error})") from error
     if not ray.is_initialized():
         ray.init(log_to_driver=False, configure_logging=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    gpus: Any = {"num_gpus": 1} if todo[0].uses_model and _n_gpus() else {}
+    gpus: Any = {"num_gpus": 1} if todo[0].uses_model and ray.cluster_resources().get("GPU") else {}
     # One piece of work an item, so that each is placed by itself.
     items = ray.data.from_items([{"work": work} for work in todo], override_num_blocks=len(todo))
-    done = items.map(_run_item, num_cpus=1, **gpus)
-    for row in done.iter_rows():
+    for row in items.map(_run_item, num_cpus=1, **gpus).iter_rows():
+        if row["error"]:  # told as it was, not in Ray's many lines
+            raise LlasmError(row["error"])
         yield row["n"]
 
 
-def _run_item(item: dict[str, Any]) -> dict[str, int]:
-    return {"n": item["work"]()}
+def _run_item(item: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"n": item["work"](), "error": ""}
+    except LlasmError as error:
+        return {"n": 0, "error": str(error)}
 
 
 class single_threaded:

@@ -9,7 +9,7 @@ from typing import Any
 
 from llasm import audio
 from llasm.errors import LlasmError
-from llasm.tts import TTSEngine, Voice, load_engine, load_voices
+from llasm.tts import TTSEngine, UnspeakableText, Voice, identity_of, load_engine, load_voices
 from llasm.tts.speakable import speakable
 
 from .rows import Row, drop, user_texts
@@ -24,7 +24,7 @@ def draw(key: str) -> float:
 class Speak:
     """Rows with texts → rows with a clip for each audio part, in FLAC under `audios[i]["bytes"]`."""
 
-    voices: tuple[tuple[str, Voice], ...]  # (engine's name, voice)
+    voices: tuple[tuple[str, Voice], ...]  # (name of the engine's entry point, voice)
     speed: tuple[float, float]
     max_seconds: float
     seed: int
@@ -33,8 +33,8 @@ class Speak:
     uses_model = False
 
     def settings(self) -> dict[str, Any]:
-        voices = [f"{engine}:{voice.id}" for engine, voice in self.voices]
-        return {"version": 1, "voices": voices, "speed": self.speed, "max_seconds": self.max_seconds, "seed": self.seed}
+        voices = [identity_of(engine, voice.id) for engine, voice in self.voices]
+        return {"version": 2, "voices": voices, "speed": self.speed, "max_seconds": self.max_seconds, "seed": self.seed}
 
     def __call__(self, rows: list[Row]) -> list[Row]:
         return [self._speak(row) for row in rows]
@@ -49,13 +49,16 @@ class Speak:
             engine_name, voice = fitting[int(draw(f"voice/{self.seed}/{row['id']}") * len(fitting))]
             meta["engine"], meta["voice"] = engine_name, voice.id
         for i, (given, text) in enumerate(zip(row["audios"], user_texts(row), strict=True)):
-            try:
-                if given is None:
+            if given is None:
+                try:
                     wave, speed = self._say(text, engine_name, voice.id, f"{row['id']}/{i}", meta["language"])
-                else:
+                except UnspeakableText as error:  # other troubles of an engine end the run, and no row is lost
+                    return drop(row, self.name, "unspeakable", str(error))
+            else:
+                try:
                     wave, speed = audio.decode(given.get("bytes") or given["path"]), 1.0
-            except LlasmError as error:
-                return drop(row, self.name, "unspeakable" if given is None else "unreadable audio", str(error))
+                except LlasmError as error:
+                    return drop(row, self.name, "unreadable audio", str(error))
             seconds = len(wave) / audio.SAMPLE_RATE
             if seconds > self.max_seconds:
                 return drop(row, self.name, "audio too long", f"{seconds:.1f} s")
@@ -83,8 +86,9 @@ def resolve_voices(specs: list[str]) -> tuple[tuple[str, Voice], ...]:
     """Every voice that the recipe names, checked before any work; LlasmError names what is missing."""
     found: list[tuple[str, Voice]] = []
     for spec in specs:
-        engine, voices = load_voices(spec)
-        found += [(engine.name, voice) for voice in voices if (engine.name, voice) not in found]
+        name = spec.partition(":")[0]  # of the entry point, by which a worker finds it
+        _, voices = load_voices(spec)
+        found += [(name, voice) for voice in voices if (name, voice) not in found]
     if not found:
         raise LlasmError('recipe: speak.voices is empty; name at least one, such as "hibari"')
     return tuple(found)

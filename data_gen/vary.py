@@ -36,6 +36,7 @@ class Vary:
     """Rows → the same rows, each followed by its variants, and no-speech rows at the end of the block."""
 
     vary: recipe.Vary
+    max_seconds: float
     seed: int
 
     name = "vary"
@@ -43,10 +44,10 @@ class Vary:
 
     def settings(self) -> dict[str, Any]:
         folders = {
-            kind: [[file.name, file.stat().st_size] for file in _files(tuple(getattr(self.vary, kind)))]
+            kind: [sha256(file.read_bytes()).hexdigest() for file in _files(tuple(getattr(self.vary, kind)))]
             for kind in ("noise", "music")
         }
-        return {"version": 1, "seed": self.seed, **vars(self.vary), **folders}
+        return {"version": 2, "max_seconds": self.max_seconds, "seed": self.seed, **vars(self.vary), **folders}
 
     def __call__(self, rows: list[Row]) -> list[Row]:
         out = []
@@ -58,7 +59,7 @@ class Vary:
     def _variant(self, row: Row, number: int) -> Row:
         name = f"{row['id']}~{number}"
         rng = _rng(f"vary/{self.seed}/{name}")
-        effects_of_row = self._draw_effects(rng)
+        effects_of_row = self._draw_effects(rng, max(row["meta"]["seconds"], default=0.0))
         audios, seconds = [], []
         for clip in row["audios"]:
             wave = audio.decode(clip["bytes"])
@@ -69,12 +70,16 @@ class Vary:
         meta = {**row["meta"], "variation": ", ".join(effects_of_row) or "none", "seconds": seconds}
         return {**row, "id": name, "audios": audios, "meta": meta}
 
-    def _draw_effects(self, rng: Generator) -> dict[str, Any]:
-        """What is done to every clip of a row, in order: the speaker, the room, the noise, the line, the level."""
+    def _draw_effects(self, rng: Generator, seconds: float) -> dict[str, Any]:
+        """What is done to every clip of a row, in order: the speaker, the room, the noise, the line, the level.
+
+        seconds: of the longest clip, which may not grow beyond the limit.
+        """
         v = self.vary
         chosen: dict[str, Any] = {}
         if rng.random() < v.pitch_share:
             semitones, pace = rng.uniform(-3, 3), rng.uniform(0.9, 1.1)
+            pace = max(pace, 1.001 * seconds / self.max_seconds)
             chosen[f"pitch {semitones:+.1f}, pace {pace:.2f}"] = lambda w: effects.shifted(w, semitones, pace)
         if rng.random() < v.room_share:
             chosen["room"] = lambda w: effects.room(w, rng)

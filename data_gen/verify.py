@@ -20,11 +20,12 @@ def recogniser(name: str) -> asr.Recogniser:
 
 @dataclass(frozen=True)
 class Verify:
-    """Adds what was heard and the errors of each clip; drops rows with a clip above the limit (`allowed_errors`)."""
+    """Adds what was heard and the errors of each clip; drops rows with a clip above the limit (`_allowed`)."""
 
     asr: str
     max_wer: float
     max_cer: float
+    allow_errors: int
     recordings: bool
 
     name = "verify"
@@ -34,8 +35,8 @@ class Verify:
         from llasm import weights
 
         identity = weights.content_hash(weights.resolve(self.asr))
-        limits = {"max_wer": self.max_wer, "max_cer": self.max_cer, "recordings": self.recordings}
-        return {"version": 1, "asr": identity, **limits}
+        limits = {"max_wer": self.max_wer, "max_cer": self.max_cer, "allow_errors": self.allow_errors}
+        return {"version": 2, "asr": identity, "recordings": self.recordings, **limits}
 
     def __call__(self, rows: list[Row]) -> list[Row]:
         clips = [
@@ -63,17 +64,16 @@ class Verify:
         row = {**row, "meta": meta}
         limit = self.max_cer if language == "zh" else self.max_wer
         for said, found, (n_errors, n_words) in zip(user_texts(row), heard, counts, strict=True):
-            if n_errors > allowed_errors(n_words, limit):
+            if n_errors > self._allowed(n_words, limit):
                 detail = f"said: {said} | heard: {found}"
                 return drop(row, self.name, "CER" if language == "zh" else "WER", detail)
         return row
+
+    def _allowed(self, n_words: int, limit: float) -> float:
+        """A short clip may have an error whatever its rate: "And ten apples?" comes back as "In 10 apples."."""
+        return max(limit * n_words, self.allow_errors if n_words > 2 else 0)
 
 
 def fewest_errors(said: str, heard: str, language: str) -> tuple[int, int]:
     """(errors, words) against the text as written or as read aloud: "$5" may come back either way."""
     return min(asr.count_errors(text, heard, language) for text in (said, speakable(said, language)))
-
-
-def allowed_errors(n_words: int, limit: float) -> float:
-    """Of three words or more one may be misheard, whatever the limit: "And ten apples?" may come back as "In 10"."""
-    return max(limit * n_words, 1.0 if n_words > 2 else 0.0)

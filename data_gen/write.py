@@ -16,8 +16,9 @@ from hashlib import sha256
 from typing import Any
 
 from llasm import audio
+from llasm.weights import content_hash, resolve
 
-from .respond import generator_for
+from .respond import generator_for, identity_of
 from .rows import Row, drop, language_of
 
 DETAIL = {
@@ -52,7 +53,8 @@ class Write:
     uses_model = True
 
     def settings(self) -> dict[str, Any]:
-        return {"version": 1, "llm": self.llm, "url": self.url, "asr": self.asr, "seed": self.seed}
+        identity = identity_of(self.llm, self.url)
+        return {"version": 2, "llm": identity, "asr": content_hash(resolve(self.asr)), "seed": self.seed}
 
     def __call__(self, rows: list[Row]) -> list[Row]:
         self._transcribe([row for row in rows if row["write"]["kind"] == "ask"])
@@ -106,10 +108,12 @@ class Write:
             prompt = SELF.format(examples=examples)
         else:
             prompt = None
-        texts = generator.invent(prompt, write["n"], MAX_NEW_TOKENS, self.seed * 1_000_003 + write["first"])
+        texts = generator.invent(prompt, write["n"], MAX_NEW_TOKENS, seed_of(f"{self.seed}/{row['id']}"))
         made = []
-        for i, text in enumerate(texts):
+        for i, (text, truncated) in enumerate(texts):
             instruction = first_line(text)
+            if truncated and "\n" not in text.strip():  # a sentence cut off in its middle
+                instruction = ""
             meta = {**row["meta"], "asked_by": self.llm, "language": language_of([instruction])}
             content = [{"type": "audio", "text": instruction}]
             one = {
@@ -120,6 +124,10 @@ class Write:
             }
             made.append(one if instruction else drop(one, self.name, "nothing written", text))
         return made
+
+
+def seed_of(key: str) -> int:
+    return int.from_bytes(sha256(key.encode()).digest()[:4], "big")
 
 
 def first_line(text: str) -> str:

