@@ -18,17 +18,18 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from llasm.data_gen.build import BLOCK_ROWS
+from llasm.data_gen.draws import draw, seed_of
 from llasm.data_gen.recipe import Recipe
-from llasm.data_gen.runner import StageWork, _start_worker, block_path, read_block, write_block
+from llasm.data_gen.runner import StageWork, block_path, read_block, start_worker, write_block
 from llasm.data_gen.sources import read
-from llasm.data_gen.speak import Speak, _engine, draw, resolve_voices
+from llasm.data_gen.speak import Speak, engine_of, resolve_voices
 from llasm.tts.speakable import speakable
 
 
 def engine_alone(job: tuple[str, str, list[tuple[str, float, int]]]) -> None:
     engine, voice, utterances = job
     for text, speed, seed in utterances:
-        _engine(engine).synthesize(text, voice, speed, seed)
+        engine_of(engine).synthesize(text, voice, speed, seed)
 
 
 def stage_work(work: StageWork) -> None:
@@ -37,7 +38,7 @@ def stage_work(work: StageWork) -> None:
 
 def warm(job: tuple[str, str]) -> None:
     time.sleep(1)  # so that each process takes one
-    _engine(job[0]).synthesize("Warm up.", job[1])
+    engine_of(job[0]).synthesize("Warm up.", job[1])
     import torch  # noqa: F401  (the stage's runner sets its threads)
 
 
@@ -48,20 +49,20 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
-    rows = read(Recipe(output="", input=args.input, rows=args.rows), print)
+    rows = read(Recipe(output="", input=args.input), print)[: args.rows]
     voices = resolve_voices([args.voice])
     (engine, voice), low, high = voices[0], 0.85, 1.2
     stage = Speak(voices, (low, high), 30.0, 0)
     texts = [(row["id"], row["messages"][0]["content"][0]["text"]) for row in rows]
     utterances = [
-        (speakable(text), low + (high - low) * draw(f"speed/0/{name}/0"), int(draw(f"noise/0/{name}/0") * 2**32))
+        (speakable(text), low + (high - low) * draw(f"speed/0/{name}/0"), seed_of(f"noise/0/{name}/0") % 2**32)
         for name, text in texts
     ]
     jobs = [(engine, voice.id, utterances[i : i + BLOCK_ROWS]) for i in range(0, len(rows), BLOCK_ROWS)]
     context = get_context("spawn")
     times: dict[str, list[float]] = {"engine": [], "stage": []}
     seconds = 0.0
-    with ProcessPoolExecutor(args.workers, context, _start_worker, (context.Value("i", 0),)) as pool:
+    with ProcessPoolExecutor(args.workers, context, start_worker, (context.Value("i", 0),)) as pool:
         list(pool.map(warm, [(engine, voice.id)] * args.workers))
         for _ in range(3):
             started = time.perf_counter()

@@ -15,11 +15,14 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from llasm.errors import LlasmError
 
@@ -30,13 +33,15 @@ from .recipe import Recipe
 from .report import Statistics, write_report
 from .respond import Respond
 from .rows import BadRow, Row, drop, kept, user_texts
-from .runner import Stage, StageWork, read_block, run, write_block
-from .sources import read
+from .runner import Stage, StageWork, read_block, run, write_block, write_whole
+from .sources import mixed, read, told_apart
 from .speak import Speak, resolve_voices
 from .verify import Verify
 from .write import Write
 
 BLOCK_ROWS = 64  # rows of a block: one batch of the LLM; what a kill can cost
+# The same of the write stage: a row of kind self asks for several answers, one of long_audio is a whole recording.
+WRITE_ROWS = {"transcribe": 64, "ask": 64, "self": 8, "long_audio": 1}
 SHOWN_ERRORS = 20  # bad rows printed; all are in dropped.jsonl
 
 
@@ -44,18 +49,31 @@ def build(recipe: Recipe) -> Path:
     """Runs all stages; returns the output folder. Raises LlasmError on what the user can mend."""
     output = Path(recipe.output).resolve()  # workers may run in another folder
     voices = resolve_voices(recipe.speak.voices)
+    stages = _stages(recipe, voices)
+    for stage in stages:  # a model or folder that is not there is told before any work
+        stage.settings()
     faults: list[BadRow] = []
     rows = read(recipe, faults.append)
     _tell(faults, recipe.on_error)
     if not rows:
         raise LlasmError("data build: the sources hold no good row")
-    root = _claim(output)
+    with _claimed(output) as root:
+        return _built(recipe, rows, faults, stages, voices, output, root)
+
+
+def _built(
+    recipe: Recipe, rows: list[Row], faults: list[BadRow], stages: list[Stage], voices: Any, output: Path, root: Path
+) -> Path:
     dropped = [_fault_row(fault) for fault in faults]
-    rows = _filtered(_written(rows, recipe, root, dropped), recipe, root)
+    rows, notes = mixed(_written(rows, recipe, root, dropped), recipe)
+    for note in notes:
+        print(f"llasm: note: {note}", file=sys.stderr)
+    rows = _filtered(rows, recipe, root)
     dropped += [row for row in rows if "dropped" in row]
     good = list(kept(rows))
+    _check_languages(good, recipe.verify.asr, {voice.language[:2] for _, voice in voices})
     blocks = [_first_block(root, good[i : i + BLOCK_ROWS]) for i in range(0, len(good), BLOCK_ROWS)]
-    for stage in _stages(recipe, voices):
+    for stage in stages:
         blocks = _apply(stage, blocks, recipe, root)
         dropped += [row for block in blocks for row in read_block(root, block, clips=False) if "dropped" in row]
     shards = _pack(blocks, recipe, output, root)
@@ -63,10 +81,29 @@ def build(recipe: Recipe) -> Path:
     statistics = Statistics.of(root, blocks, dropped)
     licences = {f"{engine}:{voice.id}": voice.licence for engine, voice in voices}
     write_report(statistics, recipe, output, len(shards), licences)
-    if not statistics.total.rows:
+    if dropped:
         why = ", ".join(f"{reason} ({n})" for reason, n in statistics.drops.most_common(3))
-        raise LlasmError(f"data build: every row was left out: {why}; see {output / 'dropped.jsonl'}")
+        counted = f"{len(dropped)} rows were left out: {why}; see {output / 'dropped.jsonl'}"
+        if not statistics.total.rows:
+            raise LlasmError(f"data build: all {counted}")
+        print(f"llasm: note: {counted}", file=sys.stderr)
     return output
+
+
+def _check_languages(rows: list[Row], asr: str, spoken: set[str]) -> None:
+    """An English Whisper cannot check Chinese: told before the LLM has answered and the voices have spoken.
+
+    spoken: languages of the voices; rows of others are dropped without being heard.
+    """
+    if not asr.removesuffix(".pt").endswith(".en"):
+        return
+    for row in rows:
+        language = row["meta"]["language"]
+        if language != "en" and language in spoken:
+            raise LlasmError(
+                f"{row['meta']['origin']}: is in {language!r}, and {asr} knows only English; choose another "
+                "verify.asr, or leave such rows out: --filter.languages '[en]'"
+            )
 
 
 def _stages(recipe: Recipe, voices: Any) -> list[Stage]:
@@ -96,13 +133,24 @@ def _tell(faults: list[BadRow], on_error: str) -> None:
         raise LlasmError(f"data build: {n} bad row{'s' * (n > 1)}; mend them, or go on without: --on-error skip")
 
 
-def _claim(output: Path) -> Path:
-    """The folder of the stages' blocks; refuses a folder that holds something else."""
+@contextmanager
+def _claimed(output: Path) -> Iterator[Path]:
+    """The folder of the stages' blocks, for this process alone; refuses a folder that holds something else."""
     root = output / ".stages"
     if output.exists() and not root.exists() and (not output.is_dir() or any(output.iterdir())):
         raise LlasmError(f"{output}: is there already and no data set of this command; choose another --output")
     root.mkdir(parents=True, exist_ok=True)
-    return root
+    lock = FileLock(root / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise LlasmError(f"{output}: another llasm data build is at work in it") from None
+    try:
+        for partial in output.rglob("*.part"):  # of a run that was killed
+            partial.unlink()
+        yield root
+    finally:
+        lock.release()
 
 
 def _key(*parts: Any) -> str:
@@ -137,18 +185,22 @@ def _written(rows: list[Row], recipe: Recipe, root: Path, dropped: list[Row]) ->
     if not waiting:
         return rows
     asr = "whisper-base" if recipe.verify.asr == "none" else recipe.verify.asr
-    stage = Write(recipe.respond.llm, recipe.respond.url, asr, recipe.seed)
-    size = BLOCK_ROWS // 8  # each row asks for several answers
-    blocks = [_first_block(root, waiting[i : i + size]) for i in range(0, len(waiting), size)]
+    respond = recipe.respond
+    stage = Write(respond.llm, respond.url, asr, respond.max_new_tokens, recipe.filter, recipe.seed)
+    blocks = []
+    for kind, size in WRITE_ROWS.items():
+        some = [row for row in waiting if row["write"]["kind"] == kind]
+        blocks += [_first_block(root, some[i : i + size]) for i in range(0, len(some), size)]
     by_wish: dict[str, list[Row]] = {}
     for block in _apply(stage, blocks, recipe, root):
         for row in read_block(root, block, clips=False):
-            wish = row.pop("wish")
-            if "dropped" in row:
-                dropped.append(row)
-            else:
-                by_wish.setdefault(wish, []).append(row)
-    return [one for row in rows for one in (by_wish.get(row["id"], []) if "write" in row else [row])]
+            by_wish.setdefault(row.pop("wish"), []).append(row)
+    done: list[Row] = []
+    for row in rows:
+        made = by_wish.get(row["id"], []) if "write" in row else [row]
+        dropped += [one for one in made if "dropped" in one]
+        done += [{**one, "source_number": row["source_number"]} for one in kept(made)]
+    return told_apart(done)
 
 
 def _filtered(rows: list[Row], recipe: Recipe, root: Path) -> list[Row]:
@@ -161,7 +213,7 @@ def _filtered(rows: list[Row], recipe: Recipe, root: Path) -> list[Row]:
     rows = filter_rows(rows, recipe.filter)
     verdicts = {r["id"]: [r["dropped"]["reason"], r["dropped"]["detail"]] for r in rows if "dropped" in r}
     file.parent.mkdir(exist_ok=True)
-    _write_whole(file, json.dumps(verdicts, ensure_ascii=False))
+    write_whole(file, json.dumps(verdicts, ensure_ascii=False))
     return rows
 
 
@@ -207,10 +259,4 @@ def _write_dropped(rows: Iterable[Row], output: Path) -> None:
         texts = {"texts": user_texts(row), "messages": row["messages"]} if row["messages"] else {}
         line = {"id": row["id"], **said, **({"voice": voice} if voice else {}), **texts}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    _write_whole(output / "dropped.jsonl", "".join(lines))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_whole(output / "dropped.jsonl", "".join(lines))

@@ -34,19 +34,18 @@ class Checked:
 def check(path: str, split: str = "train") -> Iterator[tuple[Checked, list[str]]]:
     """After each row the counts so far and the row's faults, each `file:row: what is wrong`."""
     so_far = Checked()
-    seen: dict[str, str] = {}
     rows = records(path, split)
     first = next(rows, None)  # a wrong path is told before the bar appears
     if first is None:
         raise LlasmError(f"{path}: holds no row")
     for where, record in tqdm(chain([first], rows), desc="check", unit="row"):
         so_far.rows += 1
-        faults = _faults(where, record, so_far, seen)
+        faults = _faults(where, record, so_far)
         so_far.bad += bool(faults)
         yield so_far, [f"{where}: {fault}" for fault in faults]
 
 
-def _faults(where: str, record: Any, so_far: Checked, seen: dict[str, str]) -> list[str]:
+def _faults(where: str, record: Any, so_far: Checked) -> list[str]:
     if isinstance(record, BadRow):
         return [record.reason]
     try:
@@ -54,9 +53,6 @@ def _faults(where: str, record: Any, so_far: Checked, seen: dict[str, str]) -> l
     except BadRow as error:
         return [error.reason]
     faults = []
-    name = record.get("id")
-    if name is not None and seen.setdefault(str(name), where) != where:
-        faults.append(f"the id {name!r} was there before, in {seen[str(name)]}")
     faults += _order_faults([message["role"] for message in messages])
     texts = [part["text"] or "" for message in messages for part in message["content"]]
     if (n_words := sum(len(text.split()) for text in texts)) > MAX_WORDS:

@@ -68,6 +68,12 @@ def _folder_records(folder: Path) -> Iterator[tuple[str, Record | BadRow]]:
     raise LlasmError(f"{folder}: holds no data set: no parquet, tar, metadata.csv, metadata.jsonl, JSONL or JSON")
 
 
+def audio_files(place: Path) -> list[Path]:
+    """The audio file, or those below the folder, in a fixed order."""
+    files = place.rglob("*") if place.is_dir() else [place] if place.is_file() else []
+    return sorted(file for file in files if file.suffix.lower() in AUDIO_SUFFIXES)
+
+
 def locate(given: Any, where: str) -> Any:
     """An audio source as `audio.decode` takes it: a relative path is one from the folder of the record's file."""
     if isinstance(given, dict) and given.get("bytes") is None:

@@ -51,7 +51,18 @@ def to_record(row: Row, audio_format: str) -> dict[str, Any]:
     }
 
 
-_TEXTS = ("source", "licence", "attribution", "language", "engine", "voice", "variation", "answered_by", "asked_by")
+_TEXTS = (
+    "source",
+    "licence",
+    "attribution",
+    "language",
+    "engine",
+    "voice",
+    "variation",
+    "answered_by",
+    "asked_by",
+    "transcribed_by",
+)
 
 
 def write_shard(records: list[dict[str, Any]], path: Path) -> None:

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal
 
 from llasm.errors import LlasmError
-from llasm.options import option_parser, parse_options
+from llasm.options import option_parser, parse_options, recipe_path
 
 Kind = Literal["text", "speech", "long_audio", "self"]
 Ask = Literal["reply", "conversation", "detail", "reasoning"]
@@ -203,16 +201,11 @@ class Recipe:
             raise LlasmError(f"recipe: speak.speed is {low} to {high}; it must lie within 0.5 to 2, the lower first")
 
 
-def recipe_names() -> list[str]:
-    folder = files("llasm.data_gen") / "recipes"
-    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
 def load_recipe(argv: list[str]) -> Recipe:
     """`[RECIPE] [--key value …]` → the recipe; a wrong key or value is a LlasmError, --help prints every field."""
     overrides, where = argv, "data build"
     if argv and not argv[0].startswith("-"):
-        where = str(_recipe_path(argv[0]))
+        where = str(recipe_path("data_gen", argv[0]))
         overrides = [f"--config={where}", *argv[1:]]
     # YAML writes on_error; a hand would type --on-error as well.
     overrides = [_with_underscores(word) for word in overrides]
@@ -230,15 +223,6 @@ def _as_dataclass(name: str, value: Any) -> Any:
     if name == "sources":
         return [Source(**vars(source)) for source in value]
     return parts[name](**vars(value)) if name in parts else value
-
-
-def _recipe_path(name: str) -> Path:
-    if Path(name).is_file():
-        return Path(name)
-    shipped = Path(str(files("llasm.data_gen") / "recipes" / f"{name}.yaml"))
-    if not shipped.is_file():
-        raise LlasmError(f"unknown recipe {name!r}: shipped are {', '.join(recipe_names())}; a path works too")
-    return shipped
 
 
 def _parser() -> Any:

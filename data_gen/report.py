@@ -16,7 +16,7 @@ from typing import Any
 
 from .recipe import Recipe
 from .rows import Row, answers, kept, user_texts
-from .runner import read_block
+from .runner import read_block, write_whole
 
 N_SAMPLES = 12
 
@@ -141,9 +141,7 @@ def write_report(made: Statistics, recipe: Recipe, output: Path, n_shards: int, 
         "report.html": report_page(made, output.name),
     }
     for name, text in files.items():
-        partial = output / f".{name}.part"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(output / name)
+        write_whole(output / name, text)
 
 
 def data_card(made: Statistics, recipe: Recipe, n_shards: int, voice_licences: dict[str, str]) -> str:
@@ -190,7 +188,7 @@ def data_card(made: Statistics, recipe: Recipe, n_shards: int, voice_licences: d
 _FIELDS = """\
 `id`; `messages`: role and content, a list of parts of type text or audio; `audios`: the clips of the audio parts in
 order (16 kHz mono); `meta`: source, licence, attribution, language, `texts` (what each clip says), engine and voice,
-speeds, seconds, `heard` and `wer` (the round trip), variation, answered_by, asked_by, truncated."""
+speeds, seconds, `heard` and `wer` (the round trip), variation, answered_by, asked_by, transcribed_by, truncated."""
 
 
 def report_page(made: Statistics, title: str) -> str:

@@ -6,6 +6,7 @@ A row is a dict that JSON can hold, with its audio beside it:
     messages  [{"role", "content": [{"type": "text", "text"} | {"type": "audio", "text": what it says, or None}]}]
     audios    one for each audio part, in order: None (to be spoken) or {"path" | "bytes", "sha256"}
     meta      source, licence, attribution, language, origin ("file:line"), and what the stages add
+    write     {"kind", …}, where the write stage must add something (see `sources`)
     dropped   {"stage", "reason", "detail"}, set by the stage that drops the row
 """
 
@@ -176,6 +177,11 @@ def _short(value: Any) -> str:
 def user_texts(row: Row) -> list[str]:
     """What is said in each audio part, in order; "" where nobody knows."""
     return [p["text"] or "" for m in row["messages"] for p in m["content"] if p["type"] == "audio"]
+
+
+def all_texts(row: Row) -> list[str]:
+    """Every part's text; "" where nobody knows it."""
+    return [part["text"] or "" for message in row["messages"] for part in message["content"]]
 
 
 def answers(row: Row) -> list[str]:

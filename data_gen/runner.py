@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
@@ -110,6 +110,13 @@ def write_block(root: Path, name: str, rows: list[Row]) -> None:
     partial.replace(target)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
 @dataclass(frozen=True)
 class StageWork:
     """A stage applied to the rows that the source block kept."""
@@ -169,7 +176,7 @@ def _run_local(todo: list[Work], n_processes: int) -> Iterator[int]:
         return
     context = get_context("spawn")
     started = context.Value("i", 0)
-    with ProcessPoolExecutor(min(n_processes, len(todo)), context, _start_worker, (started,)) as pool:
+    with ProcessPoolExecutor(min(n_processes, len(todo)), context, start_worker, (started,)) as pool:
         futures = [pool.submit(work) for work in todo]
         try:
             for future in as_completed(futures):
@@ -179,7 +186,7 @@ def _run_local(todo: list[Work], n_processes: int) -> Iterator[int]:
             raise
 
 
-def _start_worker(started: Any) -> None:
+def start_worker(started: Any) -> None:
     """Set-up of a worker: one core, one GPU where there are any, and no life without its parent."""
     os.environ["OMP_NUM_THREADS"] = "1"
     with started.get_lock():
@@ -241,9 +248,3 @@ class single_threaded:
 
 
 _RUNNERS = {"local": _run_local, "ray": _run_ray}
-
-
-def drops(root: Path, names: Iterable[str]) -> Iterator[Row]:
-    """The rows that the stages dropped in these blocks."""
-    for name in names:
-        yield from (row for row in read_block(root, name, clips=False) if "dropped" in row)

@@ -1,44 +1,70 @@
 """Sources → rows: conversations, recordings with transcripts, long recordings, and what the LLM is to write.
 
 Reading is cheap and done anew in every run; what needs a model is left to the write stage, marked by
-`row["write"]`: {"kind": "transcribe" | "ask" | "self", …}.
+`row["write"]`: {"kind": "transcribe" | "ask" | "long_audio" | "self", …}. `mixed` then brings the rows in order.
 """
 
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator
 from hashlib import sha256
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 from llasm import audio
 from llasm.errors import LlasmError
 
-from .formats import AUDIO_SUFFIXES, Record, locate, records
+from .draws import pick
+from .formats import AUDIO_SUFFIXES, Record, audio_files, locate, records
 from .recipe import Recipe, Source
-from .rows import BadRow, Row, check_text, language_of, messages_of, user_texts
+from .rows import BadRow, Row, all_texts, check_text, language_of, messages_of, user_texts
 
 Report = Callable[[BadRow], None]
 PROMPTS_A_SELF_ROW = 8  # instructions that one row of kind `self` asks for
 
 
 def read(recipe: Recipe, report: Report) -> list[Row]:
-    """All sources' rows, mixed by weight, in an order that follows from the seed; bad rows go to `report`."""
-    quotas = _quotas(recipe)
+    """All sources' rows, one source after the other; bad rows go to `report`."""
     rows: list[Row] = []
-    for number, (source, quota) in enumerate(zip(recipe.sources, quotas, strict=True)):
+    for number, (source, quota) in enumerate(zip(recipe.sources, _quotas(recipe), strict=True)):
+        # How many rows a recording of a talk gives is seen when it has been cut.
+        quota = None if source.kind == "long_audio" else quota
         limit = min((n for n in (source.limit, quota) if n is not None), default=None)
-        found = list(islice(_rows_of(source, number, limit, report), limit))
-        if quota is not None and len(found) < quota and source.limit is None:
-            name = source.path or source.kind
-            report(BadRow(name, f"has {len(found)} good rows, fewer than its share of {quota}"))
-        rows += found
+        rows += [{**row, "source_number": number} for row in islice(_rows_of(source, limit, report), limit)]
+    return told_apart(rows)
+
+
+def mixed(rows: list[Row], recipe: Recipe) -> tuple[list[Row], list[str]]:
+    """(the sources' shares of `rows` in an order that follows from the seed, notes on sources that fall short)."""
+    shares: list[list[Row]] = [[] for _ in recipe.sources]
+    for row in rows:
+        shares[row["source_number"]].append(row)
+    notes = []
+    for number, (source, quota) in enumerate(zip(recipe.sources, _quotas(recipe), strict=True)):
+        found = len(shares[number])
+        if quota is not None and found < quota:
+            notes.append(f"{source.path or source.kind} gave {found} rows, fewer than its share of {quota}")
+        shares[number] = shares[number][:quota]
+    taken = [row for share in shares for row in share]
     if len(recipe.sources) > 1:
-        random.Random(recipe.seed).shuffle(rows)
-    return _with_unique_ids(rows, report)
+        random.Random(recipe.seed).shuffle(taken)
+    return taken, notes
+
+
+def told_apart(rows: list[Row]) -> list[Row]:
+    """Every id but once: what repeats one gets a number behind it, as in LLaVA's data, where an id is a picture's."""
+    taken: set[str] = set()
+    for row in rows:
+        name = row["id"]
+        for number in count(2):
+            if name not in taken:
+                break
+            name = f"{row['id']}-{number}"
+        taken.add(name)
+        row["id"] = name
+    return rows
 
 
 def _quotas(recipe: Recipe) -> list[int | None]:
@@ -54,31 +80,12 @@ def _quotas(recipe: Recipe) -> list[int | None]:
     return list(quotas)
 
 
-def _with_unique_ids(rows: list[Row], report: Report) -> list[Row]:
-    """Equal ids of two sources are told apart; within one source the second is a mistake."""
-    owners: dict[str, set[int]] = {}
-    for row in rows:
-        owners.setdefault(row["id"], set()).add(row["meta"]["source_number"])
-    seen: set[str] = set()
-    unique = []
-    for row in rows:
-        number = row["meta"].pop("source_number")
-        if len(owners[row["id"]]) > 1:
-            row["id"] = f"{number}-{row['id']}"
-        if row["id"] in seen:
-            report(BadRow(row["meta"]["origin"], f"the id {row['id']!r} was there before; ids are unique"))
-            continue
-        seen.add(row["id"])
-        unique.append(row)
-    return unique
-
-
-def _rows_of(source: Source, number: int, limit: int | None, report: Report) -> Iterator[Row]:
+def _rows_of(source: Source, limit: int | None, report: Report) -> Iterator[Row]:
     if source.kind == "self":
-        yield from _self_rows(source, number, limit or 0)
+        yield from _self_rows(source, limit or 0)
         return
     if source.kind == "long_audio":
-        yield from _long_audio_rows(source, number, report)
+        yield from _long_audio_rows(source)
         return
     assert source.path is not None  # checked by Source
     for where, record in records(source.path, source.split):
@@ -89,7 +96,7 @@ def _rows_of(source: Source, number: int, limit: int | None, report: Report) -> 
                 raise BadRow(where, f"expected an object, found {type(record).__name__}")
             record = _mapped(record, source.columns, where)
             row = _speech_row(source, record, where) if source.kind == "speech" else _text_row(record, where)
-            yield _with_meta(row, record, source, number, where)
+            yield _with_meta(row, record, source, where)
         except BadRow as error:
             report(error)
 
@@ -102,9 +109,11 @@ def _mapped(record: Record, columns: dict[str, str], where: str) -> Record:
             raise BadRow(where, f"has no column {column!r}; it has {', '.join(map(str, record))}")
         renamed[name] = record[column]
     if "prompt" in columns:
-        answer = [("assistant", renamed["answer"])] if "answer" in columns else []
-        if answer and isinstance(answer[0][1], list):  # several right answers: the first is the one to learn
-            answer = [("assistant", answer[0][1][0])] if answer[0][1] else []
+        right = renamed["answer"] if "answer" in columns else None
+        if isinstance(right, list):  # several right answers: the first is the one to learn
+            right = right[0] if right else None
+        blank = right is None or (isinstance(right, str) and not right.strip())  # an empty cell: to be answered
+        answer = [] if blank else [("assistant", right)]
         system = [("system", renamed["system"])] if "system" in columns and renamed["system"] else []
         turns = [*system, ("user", renamed["prompt"]), *answer]
         renamed["messages"] = [{"role": role, "content": content} for role, content in turns]
@@ -113,7 +122,10 @@ def _mapped(record: Record, columns: dict[str, str], where: str) -> Record:
 
 def _text_row(record: Record, where: str) -> Row:
     messages, audios = messages_of(record, where)
-    return {"messages": messages, "audios": [_audio(given, where) for given in audios]}
+    row: Row = {"messages": messages, "audios": [_audio(given, where) for given in audios]}
+    if not all(user_texts(row)):  # what a recording says is needed for its answer, and to train on
+        row["write"] = {"kind": "transcribe"}
+    return row
 
 
 def _speech_row(source: Source, record: Record, where: str) -> Row:
@@ -129,20 +141,22 @@ def _speech_row(source: Source, record: Record, where: str) -> Row:
         check_text(said, "user", where)
     messages = [{"role": "user", "content": [{"type": "audio", "text": said}]}]
     row: Row = {"messages": messages, "audios": [_audio(given, where)]}
-    ask = _draw(where, source.ask)
-    if ask != "reply" or said is None:
+    ask = pick(Path(where).name, source.ask)
+    if ask != "reply":
         row["write"] = {"kind": "ask", "ask": ask}
+    elif said is None:
+        row["write"] = {"kind": "transcribe"}
     return row
 
 
-def _self_rows(source: Source, number: int, limit: int) -> Iterator[Row]:
+def _self_rows(source: Source, limit: int) -> Iterator[Row]:
     """One row for each few instructions; the write stage makes as many rows of it."""
     seeds = _seed_tasks(source.seed_tasks) if source.seed_tasks else []
     for first in range(0, limit, PROMPTS_A_SELF_ROW):
         shown = random.Random(first).sample(seeds, min(3, len(seeds))) if first // PROMPTS_A_SELF_ROW % 2 else []
-        write = {"kind": "self", "first": first, "n": min(PROMPTS_A_SELF_ROW, limit - first), "examples": shown}
+        write = {"kind": "self", "n": min(PROMPTS_A_SELF_ROW, limit - first), "examples": shown}
         row: Row = {"messages": [], "audios": [], "write": write}
-        yield _with_meta(row, {"id": f"self-{number}-{first}"}, source, number, f"self:{first}")
+        yield _with_meta(row, {"id": f"self-{first // PROMPTS_A_SELF_ROW}"}, source, f"self:{first}")
 
 
 def _seed_tasks(path: str) -> list[str]:
@@ -154,60 +168,38 @@ def _seed_tasks(path: str) -> list[str]:
     return tasks
 
 
-def _long_audio_rows(source: Source, number: int, report: Report) -> Iterator[Row]:
-    """Segments of at most 30 s, cut at pauses; what they say is left to the write stage."""
-    from llasm import vad
-
+def _long_audio_rows(source: Source) -> Iterator[Row]:
+    """One row for each recording; the write stage cuts it."""
     place = Path(source.path or "")
-    files = [place]
-    if place.is_dir():
-        files = sorted(file for file in place.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES)
+    files = audio_files(place)
     if not files:
-        raise LlasmError(f"{place}: holds no audio file ({', '.join(AUDIO_SUFFIXES)})")
+        raise LlasmError(f"{place}: no audio file, and no folder with one ({', '.join(AUDIO_SUFFIXES)})")
     for file in files:
-        try:
-            wave = audio.decode(file)
-        except LlasmError as error:
-            report(BadRow(str(file), str(error).removeprefix(f"{file}: ")))
-            continue
-        for start, end in vad.segments(wave):
-            seconds = f"{start / audio.SAMPLE_RATE:.2f}"
-            content = audio.to_flac_bytes(wave[start:end])
-            row: Row = {
-                "messages": [{"role": "user", "content": [{"type": "audio", "text": None}]}],
-                "audios": [{"bytes": content, "sha256": sha256(content).hexdigest()}],
-                "write": {"kind": "ask", "ask": _draw(f"{file.name}@{seconds}", source.ask)},
-            }
-            where = f"{file}@{seconds}"
-            yield _with_meta(row, {"id": f"{file.stem}-{seconds}"}, source, number, where)
+        row: Row = {
+            "messages": [],
+            "audios": [_audio(str(file.absolute()), str(file))],
+            "write": {"kind": "long_audio", "asks": source.ask},
+        }
+        yield _with_meta(row, {"id": file.stem}, source, str(file))
 
 
-def _with_meta(row: Row, record: Record, source: Source, number: int, where: str) -> Row:
+def _with_meta(row: Row, record: Record, source: Source, where: str) -> Row:
     given: dict[str, Any] = record["meta"] if isinstance(record.get("meta"), dict) else {}
     name = Path(source.path).stem if source.path else source.kind
-    said = user_texts(row) or answers_of(row)
-    row["id"] = str(record["id"]) if record.get("id") is not None else f"{name}-{where.rpartition(':')[2]}"
+    said = [text for text in user_texts(row) if text] or all_texts(row)
+    file, _, number = where.rpartition(":")  # several files of one source may hold a row of that number
+    row["id"] = str(record["id"]) if record.get("id") is not None else f"{Path(file).stem or name}-{number}"
+    unknown = source.language == "auto" and not any(said)  # until somebody has heard it
     row["meta"] = {
         "source": str(given.get("source") or name),
         "licence": str(record.get("licence") or given.get("licence") or source.licence),
         "attribution": source.attribution or str(given.get("attribution") or ""),
-        "language": source.language if source.language != "auto" else language_of(said),
+        "language": "auto" if unknown else language_of(said) if source.language == "auto" else source.language,
         "truncated": bool(given.get("truncated", False)),
         "answered_by": str(given.get("answered_by") or ""),
         "origin": where,
-        "source_number": number,
     }
     return row
-
-
-def answers_of(row: Row) -> list[str]:
-    """Texts of a row without spoken ones, for its language."""
-    return [part["text"] or "" for message in row["messages"] for part in message["content"]]
-
-
-def _draw(key: str, choices: list[Any]) -> Any:
-    digest = sha256(Path(key).name.encode()).digest()
-    return choices[int.from_bytes(digest[:8], "big") % len(choices)]
 
 
 def _audio(given: Any, where: str) -> dict[str, Any] | None:
@@ -239,7 +231,3 @@ def _file_hash(file: Any) -> str:
     while block := file.read(1 << 20):
         digest.update(block)
     return digest.hexdigest()
-
-
-def counts(rows: list[Row]) -> Counter[str]:
-    return Counter(row["meta"]["source"] for row in rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from hashlib import sha256
 from typing import Any
 
 from llasm import audio
@@ -12,12 +11,8 @@ from llasm.errors import LlasmError
 from llasm.tts import TTSEngine, UnspeakableText, Voice, identity_of, load_engine, load_voices
 from llasm.tts.speakable import speakable
 
+from .draws import draw, pick, seed_of
 from .rows import Row, drop, user_texts
-
-
-def draw(key: str) -> float:
-    """A number in [0, 1) that follows from `key` alone: any order, any worker, the same speech."""
-    return int.from_bytes(sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,7 @@ class Speak:
 
     def settings(self) -> dict[str, Any]:
         voices = [identity_of(engine, voice.id) for engine, voice in self.voices]
-        return {"version": 2, "voices": voices, "speed": self.speed, "max_seconds": self.max_seconds, "seed": self.seed}
+        return {"version": 3, "voices": voices, "speed": self.speed, "max_seconds": self.max_seconds, "seed": self.seed}
 
     def __call__(self, rows: list[Row]) -> list[Row]:
         return [self._speak(row) for row in rows]
@@ -46,7 +41,7 @@ class Speak:
             fitting = [v for v in self.voices if v[1].language.startswith(meta["language"])]
             if not fitting:
                 return drop(row, self.name, "no voice", f"of language {meta['language']}")
-            engine_name, voice = fitting[int(draw(f"voice/{self.seed}/{row['id']}") * len(fitting))]
+            engine_name, voice = pick(f"voice/{self.seed}/{row['id']}", fitting)
             meta["engine"], meta["voice"] = engine_name, voice.id
         for i, (given, text) in enumerate(zip(row["audios"], user_texts(row), strict=True)):
             if given is None:
@@ -69,16 +64,16 @@ class Speak:
         return row
 
     def _say(self, text: str, engine_name: str, voice: str, key: str, language: str) -> tuple[audio.Wave, float]:
-        engine = _engine(engine_name)
+        engine = engine_of(engine_name)
         low, high = self.speed
         speed = round(low + (high - low) * draw(f"speed/{self.seed}/{key}"), 3)
-        seed = int(draw(f"noise/{self.seed}/{key}") * 2**32)
+        seed = seed_of(f"noise/{self.seed}/{key}") % 2**32
         wave = engine.synthesize(speakable(text, language), voice, speed, seed)
         return audio.decode((engine.sample_rate, wave)), speed
 
 
 @cache
-def _engine(name: str) -> TTSEngine:
+def engine_of(name: str) -> TTSEngine:
     return load_engine(name)
 
 

@@ -15,9 +15,9 @@ from llasm import audio, effects
 from llasm.errors import LlasmError
 
 from . import recipe
-from .formats import AUDIO_SUFFIXES
+from .draws import draw, generator
+from .formats import audio_files
 from .rows import Row
-from .speak import draw
 
 NOTHING_HEARD = {
     "en": (
@@ -58,7 +58,7 @@ class Vary:
 
     def _variant(self, row: Row, number: int) -> Row:
         name = f"{row['id']}~{number}"
-        rng = _rng(f"vary/{self.seed}/{name}")
+        rng = generator(f"vary/{self.seed}/{name}")
         effects_of_row = self._draw_effects(rng, max(row["meta"]["seconds"], default=0.0))
         audios, seconds = [], []
         for clip in row["audios"]:
@@ -102,7 +102,7 @@ class Vary:
     def _no_speech(self, row: Row) -> Row:
         """A row without speech, in the language of the row that it stands beside."""
         name = f"no-speech-{row['id']}"
-        rng = _rng(f"no-speech/{self.seed}/{name}")
+        rng = generator(f"no-speech/{self.seed}/{name}")
         kind = KINDS[int(rng.integers(len(KINDS)))]
         n_samples = int(rng.uniform(0.5, 8) * audio.SAMPLE_RATE)
         if kind == "silence":  # of a microphone, not of a file
@@ -133,16 +133,12 @@ class Vary:
         return {"id": name, "messages": messages, "audios": [clip], "meta": meta}
 
 
-def _rng(key: str) -> Generator:
-    return np.random.default_rng(int.from_bytes(sha256(key.encode()).digest()[:8], "big"))
-
-
 @cache
 def _files(folders: tuple[str, ...]) -> tuple[Path, ...]:
     """Audio files below the folders, in a fixed order; LlasmError where a folder holds none."""
     found: list[Path] = []
     for folder in folders:
-        files = sorted(file for file in Path(folder).rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES)
+        files = audio_files(Path(folder))
         if not files:
             raise LlasmError(f"recipe: vary: {folder}: no such folder, or no audio file in it")
         found += files

@@ -9,6 +9,7 @@ from typing import Any
 from llasm import asr, audio
 from llasm.tts.speakable import speakable
 
+from .respond import identity_of
 from .rows import Row, drop, user_texts
 
 
@@ -32,9 +33,7 @@ class Verify:
     uses_model = True
 
     def settings(self) -> dict[str, Any]:
-        from llasm import weights
-
-        identity = weights.content_hash(weights.resolve(self.asr))
+        identity = identity_of(self.asr, None)
         limits = {"max_wer": self.max_wer, "max_cer": self.max_cer, "allow_errors": self.allow_errors}
         return {"version": 2, "asr": identity, "recordings": self.recordings, **limits}
 

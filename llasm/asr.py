@@ -68,6 +68,24 @@ class Recogniser:
             joined[i].append(text)
         return [" ".join(parts).strip() for parts in joined]
 
+    @torch.inference_mode()
+    def detect(self, waves: list[audio.Wave], among: tuple[str, ...]) -> list[str]:
+        """The likeliest of these languages for each wave, by its first 30 s."""
+        from whisper.tokenizer import get_tokenizer
+
+        if not self._model.is_multilingual:
+            return ["en" for _ in waves]
+        tokenizer = get_tokenizer(True, num_languages=self._model.num_languages)
+        tokens = [tokenizer.to_language_token(language) for language in among]
+        found = []
+        for start in range(0, len(waves), BATCH_CLIPS):
+            batch = [wave[: audio.MAX_PIECE_SAMPLES] for wave in waves[start : start + BATCH_CLIPS]]
+            frames = self._encode(batch, float(audio.CHUNK_SECONDS))
+            first = torch.full((len(batch), 1), tokenizer.sot, device=frames.device)
+            scores = self._model.logits(first, frames)[:, 0, tokens]
+            found += [among[i] for i in scores.argmax(-1).tolist()]
+        return found
+
     def _decode(self, waves: list[audio.Wave], language: str) -> list[str]:
         """Each wave, of at most 30 s, in a window that just holds the longest of them."""
         seconds = max(map(len, waves)) / audio.SAMPLE_RATE

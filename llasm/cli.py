@@ -201,13 +201,14 @@ def _data_export(argv: list[str]) -> None:
 
 
 def _train(argv: list[str]) -> None:
-    from llasm.train.recipe import load_recipe, print_help, recipe_names
+    from llasm.options import recipe_names
+    from llasm.train.recipe import load_recipe, print_help
 
     if argv[:1] in (["--help"], ["-h"]):
         print_help()
         return
     if not argv or argv[0].startswith("-"):
-        raise LlasmError(f"train what? shipped recipes are {', '.join(recipe_names())}; a YAML file works too")
+        raise LlasmError(f"train what? shipped recipes are {', '.join(recipe_names('train'))}; a YAML file works too")
     recipe = load_recipe(argv[0], argv[1:])
     quiet()
     from llasm.train.run import train

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentError
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +28,19 @@ def parse_options(parser: Any, argv: list[str], where: str | Path) -> dict[str, 
     except (ArgumentError, UnicodeDecodeError) as error:
         raise LlasmError(f"{where}: {' '.join(str(error).split())}") from error
     return {name: value for name, value in vars(fields).items() if name != "config"}
+
+
+def recipe_names(room: str) -> list[str]:
+    """Recipes that a room (`train`, `data_gen`) ships."""
+    folder = files(f"llasm.{room}") / "recipes"
+    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def recipe_path(room: str, name: str) -> Path:
+    """A shipped recipe's name or a path → the YAML file."""
+    if Path(name).is_file():
+        return Path(name)
+    shipped = Path(str(files(f"llasm.{room}") / "recipes" / f"{name}.yaml"))
+    if not shipped.is_file():
+        raise LlasmError(f"unknown recipe {name!r}: shipped are {', '.join(recipe_names(room))}; a path works too")
+    return shipped

@@ -14,10 +14,11 @@ from llasm.data_gen.export import FORMATS, export
 from llasm.data_gen.filter import answer_fault, filter_rows, prompt_fault
 from llasm.data_gen.formats import locate, records
 from llasm.data_gen.pack import opus_bytes, to_record, write_shard
-from llasm.data_gen.recipe import Filter, Recipe, Source, load_recipe, recipe_names
+from llasm.data_gen.recipe import Filter, Recipe, Source, load_recipe
 from llasm.data_gen.rows import BadRow, messages_of
-from llasm.data_gen.sources import read
+from llasm.data_gen.sources import mixed, read
 from llasm.errors import LlasmError
+from llasm.options import recipe_names
 
 
 def tone(seconds=0.5, frequency=440):
@@ -36,8 +37,9 @@ def question(text, **fields):
 
 def read_all(*sources, **fields):
     faults = []
-    rows = read(Recipe(output="unused", sources=list(sources), **fields), faults.append)
-    return rows, faults
+    recipe = Recipe(output="unused", sources=list(sources), **fields)
+    rows, notes = mixed(read(recipe, faults.append), recipe)
+    return rows, faults + notes
 
 
 def said(row):
@@ -114,10 +116,23 @@ def test_sources_are_mixed_by_weight_in_one_order(tmp_path):
     assert len({row["id"] for row in rows}) == 20  # equal ids of two sources are told apart
     assert [row["id"] for row in rows] == [row["id"] for row in read_all(*sources, rows=20)[0]]
     assert [row["id"] for row in rows] != [row["id"] for row in read_all(*sources, rows=20, seed=1)[0]]
-    _, faults = read_all(*sources, rows=200)
-    assert "fewer than its share of 150" in faults[0].reason
+    _, notes = read_all(*sources, rows=200)
+    assert "40 rows, fewer than its share of 150" in notes[0]
     with pytest.raises(LlasmError, match="weights share out"):
         Recipe(output="x", sources=sources)
+
+
+def test_ids_that_repeat_are_told_apart_and_none_is_refused(tmp_path):
+    jsonl(tmp_path / "a.jsonl", [question("One?", id="x"), question("Two?", id="x"), question("Three?")])
+    jsonl(tmp_path / "b.jsonl", [question("Four?", id="x-2"), question("Five?"), question("Six?")])
+    rows, faults = read_all(Source(path=str(tmp_path)))
+    assert not faults and [row["id"] for row in rows] == ["x", "x-2", "a-3", "x-2-2", "b-2", "b-3"]
+
+
+def test_an_empty_cell_of_an_answer_is_one_to_write(tmp_path):
+    (tmp_path / "rows.csv").write_text("q,a\nIs it far?,\nIs it near?,Yes.\n")
+    rows, faults = read_all(Source(path=str(tmp_path / "rows.csv"), columns={"prompt": "q", "answer": "a"}))
+    assert not faults and [said(row) for row in rows] == [["Is it far?"], ["Is it near?", "Yes."]]
 
 
 # ---- what is wrong with a row
@@ -141,7 +156,6 @@ BAD_LINES = {
     json.dumps({"messages": [{"role": "user", "content": [{"type": "image"}]}]}): "type text or audio",
     json.dumps({"conversations": [{"from": "human", "value": "<audio> what?"}]}): "more <audio> placeholders",
     json.dumps({"audio": "a.wav", "conversations": [{"from": "human", "value": "Hi"}]}): "1 audio files more",
-    json.dumps(question("Hi there", id="first")): "was there before",
 }
 
 
@@ -192,7 +206,7 @@ def test_mistakes_on_the_command_line_are_one_line(argv, named, capsys):
 
 
 def test_shipped_recipes_are_read():
-    for name in recipe_names():
+    for name in recipe_names("data_gen"):
         assert load_recipe([name, "--seed", "3"]).seed == 3
 
 
@@ -306,7 +320,7 @@ def test_check_names_every_fault(data_set, tmp_path, capsys):
     clips = [{"type": "audio", "audio": name} for name in ("long.wav", "broken.wav")]
     rows = [
         {"messages": [user, answer], "id": "a"},
-        {"messages": [user, user], "id": "a"},
+        {"messages": [user, user], "id": "a"},  # LLaVA's ids are pictures', and repeat
         {"messages": [{"role": "user", "content": clips}, {"role": "assistant", "content": ""}]},
         {"messages": [{"role": "user", "content": clips}, answer]},
         {"messages": [{"role": "user", "content": "word " * 3000}, answer]},
@@ -314,7 +328,7 @@ def test_check_names_every_fault(data_set, tmp_path, capsys):
     path = jsonl(tmp_path / "rows.jsonl", rows)
     faults = [fault for _, found in check(str(path)) for fault in found]
     lines = [fault.removeprefix(f"{path}:") for fault in faults]
-    wanted = ["2: the id 'a'", "2: turn 2 is the user's", "3: the assistant's text is empty"]
+    wanted = ["2: turn 2 is the user's", "3: the assistant's text is empty"]
     wanted += ["4: audio 1: 31.0 s", "4: audio 2: ", "5: 3001 words"]
     assert len(lines) == len(wanted) and all(line.startswith(w) for line, w in zip(lines, wanted)), lines
     assert main(["data", "check", str(path)]) == 2

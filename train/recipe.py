@@ -6,13 +6,11 @@ Each field is documented here once; `llasm train --help` prints the same text.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal
 
 from llasm.adapter import AdapterConfig
 from llasm.errors import LlasmError
-from llasm.options import option_parser, parse_options
+from llasm.options import option_parser, parse_options, recipe_names, recipe_path
 
 
 @dataclass
@@ -76,24 +74,9 @@ class Recipe:
             raise LlasmError(f"recipe: repeat_share is {self.repeat_share}; it must lie between 0 and 1")
 
 
-def recipe_names() -> list[str]:
-    folder = files("llasm.train") / "recipes"
-    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def recipe_path(name: str) -> Path:
-    """A shipped recipe's name or a path → the YAML file."""
-    if Path(name).is_file():
-        return Path(name)
-    shipped = Path(str(files("llasm.train") / "recipes" / f"{name}.yaml"))
-    if not shipped.is_file():
-        raise LlasmError(f"unknown recipe {name!r}: shipped are {', '.join(recipe_names())}; a path works too")
-    return shipped
-
-
 def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     """Reads a recipe and applies `--key value` overrides; unknown keys and wrong types are a LlasmError."""
-    path = recipe_path(name)
+    path = recipe_path("train", name)
     values = parse_options(_parser(), [f"--config={path}", *(overrides or [])], path)
     try:
         values["adapter"] = AdapterConfig(**vars(values["adapter"]))
@@ -107,4 +90,4 @@ def print_help() -> None:
 
 
 def _parser() -> Any:
-    return option_parser(Recipe, "llasm train RECIPE", f"Shipped recipes: {', '.join(recipe_names())}.")
+    return option_parser(Recipe, "llasm train RECIPE", f"Shipped recipes: {', '.join(recipe_names('train'))}.")
