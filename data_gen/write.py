@@ -143,6 +143,8 @@ class Write:
         done = list(rows)
         silent: list[tuple[int, dict[str, Any], audio.Wave]] = []  # (row, its part, what it sounds like)
         for i, row in enumerate(rows):
+            if "dropped" in row:
+                continue
             parts = [p for m in row["messages"] for p in m["content"] if p["type"] == "audio"]
             try:
                 pairs = zip(parts, row["audios"], strict=True)
@@ -150,7 +152,7 @@ class Write:
             except LlasmError as error:
                 done[i] = drop(row, self.name, "unreadable audio", str(error))
                 continue
-            if heard and "dropped" not in row:
+            if heard:
                 silent += heard
                 done[i] = {**row, "meta": {**row["meta"], "transcribed_by": self.asr}}
         if not silent:
@@ -159,7 +161,7 @@ class Write:
         unknown = [(i, wave) for i, _, wave in silent if done[i]["meta"]["language"] == "auto"]
         for (i, _), language in zip(unknown, whisper.detect([wave for _, wave in unknown], LANGUAGES), strict=True):
             done[i]["meta"]["language"] = language
-        for language in LANGUAGES:
+        for language in sorted({done[i]["meta"]["language"] for i, _, _ in silent}):
             group = [(i, part, wave) for i, part, wave in silent if done[i]["meta"]["language"] == language]
             texts = whisper.transcribe([wave for _, _, wave in group], language)
             for (_, part, _), text in zip(group, texts, strict=True):

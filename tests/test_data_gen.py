@@ -168,6 +168,24 @@ def test_recordings_without_words_are_transcribed_in_the_language_that_is_heard(
     assert dropped["stage"] == "write" and dropped["reason"] == "unreadable audio"
 
 
+def test_recordings_without_speech_or_sound_are_left_out_and_the_others_cut(tmp_path):
+    folder = tmp_path / "talks"
+    folder.mkdir()
+    shutil.copy("examples/data/talk.ogg", folder)
+    audio.write_wav(folder / "silent.wav", np.zeros(32_000, np.float32), 16_000)
+    (folder / "broken.wav").write_bytes(b"RIFF no audio at all")
+    recipe = quick(tmp_path, tmp_path / "out", verify=Verify(asr="none"), respond=Respond(max_new_tokens=32))
+    recipe.sources = [Source(path=str(folder), kind="long_audio", ask=["conversation", "reply"])]
+    build(recipe)
+    dropped = {
+        row["id"]: row["reason"] for row in map(json.loads, (tmp_path / "out/dropped.jsonl").read_text().splitlines())
+    }
+    assert dropped["silent"] == "no speech found" and dropped["broken"] == "unreadable audio"
+    rows = rows_of(tmp_path / "out")
+    assert rows and all(row["id"].startswith("talk-") and row["meta"]["texts"][0] for row in rows)
+    assert all(row["messages"][-1]["role"] == "assistant" for row in rows)
+
+
 @needs_espeak
 def test_what_would_fail_late_is_told_before_any_work(tmp_path):
     source = questions(tmp_path / "in.jsonl")
@@ -442,7 +460,7 @@ def test_killed_at_random_it_ends_as_if_undisturbed_and_redoes_nothing(tmp_path)
     def start(output):
         command = [sys.executable, "-m", "llasm.cli", "data", "build", str(tmp_path / "recipe.yaml")]
         command += ["--output", str(output)]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
     def finished(output):
         files = (output / ".stages").rglob("*.parquet")
