@@ -39,10 +39,10 @@ class Source:
     attribution: str = ""
     """Whom to credit, for the data card."""
     language: Literal["auto", "en", "zh"] = "auto"
-    """Language of what is said; `auto` looks at the script."""
+    """Language of what is said; `auto` looks at the script, and lets Whisper listen where no words are given."""
     ask: list[Ask] = field(default_factory=lambda: ["reply"])
     """`speech` and `long_audio`: what the user wants of a recording, drawn by row: `reply` to it, or what the LLM
-    writes about its transcript: `conversation`, `detail`, `reasoning`."""
+    writes about its transcript: `conversation` (two turns), `detail`, `reasoning`."""
     seed_tasks: str | None = None
     """`self`: JSONL with an `instruction` each, shown as examples in every second prompt."""
 
@@ -155,7 +155,8 @@ class Recipe:
     input: str | None = None
     """Short for one `text` source with this path."""
     rows: int | None = None
-    """Rows to take from all sources together, by their weights; without it, everything they have."""
+    """Rows to take from all sources together, by their weights; without it, everything they have. All the recordings
+    of a `long_audio` source are cut first, up to its limit."""
     filter: Filter = field(default_factory=Filter)
     respond: Respond = field(default_factory=Respond)
     speak: Speak = field(default_factory=Speak)
