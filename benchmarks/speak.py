@@ -18,11 +18,12 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from llasm.data_gen.build import BLOCK_ROWS
-from llasm.data_gen.draws import draw, seed_of
 from llasm.data_gen.recipe import Recipe
-from llasm.data_gen.runner import StageWork, block_path, read_block, start_worker, write_block
+from llasm.data_gen.runner import StageWork, block_path, read_block, write_block
 from llasm.data_gen.sources import read
 from llasm.data_gen.speak import Speak, engine_of, resolve_voices
+from llasm.draws import draw, seed_of
+from llasm.spread import start_worker
 from llasm.tts.speakable import speakable
 
 

@@ -25,6 +25,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from llasm.errors import LlasmError
+from llasm.files import write_whole
+from llasm.records import BadRow
 
 from . import vary
 from .filter import filter_rows
@@ -32,8 +34,8 @@ from .pack import ShardWork
 from .recipe import Recipe
 from .report import Statistics, write_report
 from .respond import Respond
-from .rows import BadRow, Row, drop, kept, user_texts
-from .runner import Stage, StageWork, read_block, run, write_block, write_whole
+from .rows import Row, drop, kept, user_texts
+from .runner import Stage, StageWork, read_block, run, write_block
 from .sources import mixed, read, told_apart
 from .speak import Speak, resolve_voices
 from .verify import Verify

@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from llasm import audio
 from llasm.errors import LlasmError
+from llasm.records import BadRow, locate, records
 
-from .formats import locate, records
-from .rows import BadRow, messages_of
+from .rows import messages_of
 
 MAX_AUDIO_SECONDS = 30.0  # of a clip: longer ones are cut into several
 MAX_WORDS = 2000  # of a conversation: more fills a small model's context

@@ -1,4 +1,4 @@
-"""`llasm data export`: a spoken data set in the layouts that other projects read; `formats` reads each back.
+"""`llasm data export`: a spoken data set in the layouts that other projects read; `llasm.records` reads each back.
 
 llava        conversations.json with `<audio>` placeholders, the clips in audio/
 sharegpt     the same as JSONL, one conversation a line
@@ -19,9 +19,9 @@ from typing import Any
 from tqdm import tqdm
 
 from llasm.errors import LlasmError
+from llasm.records import BadRow, records
 
-from .formats import records
-from .rows import PLACEHOLDER, BadRow
+from .rows import PLACEHOLDER
 
 FORMATS = ("llava", "sharegpt", "audiofolder", "webdataset")
 TAR_ROWS = 1000  # rows of a tar

@@ -5,18 +5,19 @@ The files hold nothing of the machine or the hour: the same recipe gives the sam
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llasm.files import write_whole
+from llasm.pages import figure, page, player, table
+
 from .recipe import Recipe
 from .rows import Row, answers, kept, user_texts
-from .runner import read_block, write_whole
+from .runner import read_block
 
 N_SAMPLES = 12
 
@@ -219,33 +220,15 @@ def report_page(made: Statistics, title: str) -> str:
         f"round trip <b>{_percent(total.wer)}</b>, <b>{sum(made.drops.values())}</b> rows left out.</p>",
         "<div class=row>" + "".join(figure for figure in figures if figure) + "</div>",
         "<h2>Voices</h2>",
-        _table(["voice", "rows", "hours", "WER kept", "misheard", "drop rate"], voices),
+        table(["voice", "rows", "hours", "WER kept", "misheard", "drop rate"], voices),
         "<h2>Sources</h2>",
-        _table(["source", "rows", "hours", "licence", "attribution"], sources),
+        table(["source", "rows", "hours", "licence", "attribution"], sources),
         "<h2>Left out</h2>",
-        _table(["why", "rows"], [[why, n] for why, n in sorted(made.drops.items())]),
+        table(["why", "rows"], [[why, n] for why, n in sorted(made.drops.items())]),
         "<h2>Samples</h2>",
         *[_sample(row) for row in made.samples],
     ]
-    page = "\n".join(parts)
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>{_STYLE}{page}</html>\n"
-    )
-
-
-_STYLE = """<meta name=viewport content="width=device-width"><style>
-:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
-table{border-collapse:collapse}td,th{padding:.2rem .8rem .2rem 0;text-align:left;border-bottom:1px solid #8884}
-.row{display:flex;flex-wrap:wrap;gap:1rem}.row svg{width:18rem;height:auto;background:#fff;border-radius:8px}
-.sample{border:1px solid #8884;border-radius:8px;padding:.6rem 1rem;margin:.8rem 0}audio{width:100%}
-.who{color:#888;font-size:.85rem}p{margin:.3rem 0}</style>"""
-
-
-def _table(heads: list[str], rows: list[list[Any]]) -> str:
-    def cells(tag: str, values: list[Any]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(str(value))}</{tag}>" for value in values) + "</tr>"
-
-    return "<table>" + cells("th", heads) + "".join(cells("td", row) for row in rows) + "</table>"
+    return page(title, parts)
 
 
 def _sample(row: Row) -> str:
@@ -254,8 +237,7 @@ def _sample(row: Row) -> str:
     for message in row["messages"]:
         for part in message["content"]:
             if part["type"] == "audio":
-                encoded = base64.b64encode(next(clips)["bytes"]).decode()
-                lines.append(f'<audio controls preload=none src="data:audio/flac;base64,{encoded}"></audio>')
+                lines.append(player(next(clips)["bytes"]))
                 text = next(said)
             else:
                 text = part["text"]
@@ -268,20 +250,9 @@ def _sample(row: Row) -> str:
 
 def _histogram(values: list[Any], title: str, unit: str) -> str:
     """An SVG; empty where there is nothing to count."""
-    if not values:
-        return ""
-    import matplotlib
 
-    # The object-oriented interface: no global figure, no screen.
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}):
-        figure = Figure(figsize=(4, 2.6), layout="constrained")
-        axes = figure.add_subplot()
+    def draw(axes: Any) -> None:
         axes.hist(values, bins=30, color="#3366cc")
         axes.set(title=title, xlabel=unit, ylabel="count")
-        axes.spines[["top", "right"]].set_visible(False)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    text = out.getvalue()
-    return text[text.index("<svg") :]
+
+    return figure(draw, title) if values else ""

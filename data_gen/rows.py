@@ -17,21 +17,13 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
-from llasm.errors import LlasmError
+from llasm.records import BadRow
 
 Row = dict[str, Any]
 ROLES = ("system", "user", "assistant")
 SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 MAX_CHARS = 100_000  # of a text: more is a file in the wrong place, not a message
 PLACEHOLDER = "<audio>"
-
-
-class BadRow(LlasmError):
-    """A row from outside that breaks the contract; the message says how, `where` in which file and line."""
-
-    def __init__(self, where: str, reason: str) -> None:
-        super().__init__(f"{where}: {reason}")
-        self.where, self.reason = where, reason
 
 
 def messages_of(record: Any, where: str) -> tuple[list[dict[str, Any]], list[Any]]:

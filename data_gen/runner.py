@@ -9,19 +9,15 @@ number of workers.
 from __future__ import annotations
 
 import json
-import os
-import threading
 import uuid
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from llasm.errors import LlasmError
+from llasm.spread import RUNNERS, n_gpus, single_threaded
 
 from .rows import Row, kept
 
@@ -110,13 +106,6 @@ def write_block(root: Path, name: str, rows: list[Row]) -> None:
     partial.replace(target)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """A text file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
 @dataclass(frozen=True)
 class StageWork:
     """A stage applied to the rows that the source block kept."""
@@ -157,94 +146,7 @@ def run(works: Sequence[Work], runner: str, workers: int) -> None:
     n_done = sum(size for work, size in zip(works, sizes) if work.target.exists())
     if not todo:
         return
-    n_processes = (_n_gpus() or workers) if todo[0].uses_model else workers
+    n_processes = (n_gpus() or workers) if todo[0].uses_model else workers
     with tqdm(total=sum(sizes), initial=n_done, desc=todo[0].title, unit="row") as bar:
-        for n in _RUNNERS[runner](todo, n_processes):
+        for n in RUNNERS[runner](todo, n_processes, todo[0].uses_model):
             bar.update(n)
-
-
-def _n_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def _run_local(todo: list[Work], n_processes: int) -> Iterator[int]:
-    if n_processes == 1:
-        for work in todo:
-            yield work()
-        return
-    context = get_context("spawn")
-    started = context.Value("i", 0)
-    with ProcessPoolExecutor(min(n_processes, len(todo)), context, start_worker, (started,)) as pool:
-        futures = [pool.submit(work) for work in todo]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def start_worker(started: Any) -> None:
-    """Set-up of a worker: one core, one GPU where there are any, and no life without its parent."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with started.get_lock():
-        number = started.value
-        started.value += 1
-    if n_gpus := _n_gpus():
-        import torch
-
-        torch.cuda.set_device(number % n_gpus)
-    parent = parent_process()
-    assert parent is not None  # this is a child
-
-    def watch() -> None:
-        # A parent that was killed cannot stop its workers, and they would wait for tasks for ever.
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _run_ray(todo: list[Work], n_processes: int) -> Iterator[int]:
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise LlasmError(f"runner ray needs the package ray: pip install 'llasm[ray]' ({error})") from error
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, configure_logging=False)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    gpus: Any = {"num_gpus": 1} if todo[0].uses_model and ray.cluster_resources().get("GPU") else {}
-    # One piece of work an item, so that each is placed by itself.
-    items = ray.data.from_items([{"work": work} for work in todo], override_num_blocks=len(todo))
-    for row in items.map(_run_item, num_cpus=1, **gpus).iter_rows():
-        if row["error"]:  # told as it was, not in Ray's many lines
-            raise LlasmError(row["error"])
-        yield row["n"]
-
-
-def _run_item(item: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return {"n": item["work"](), "error": ""}
-    except LlasmError as error:
-        return {"n": 0, "error": str(error)}
-
-
-class single_threaded:
-    """torch on one thread inside; sums are then added in one order everywhere."""
-
-    def __enter__(self) -> None:
-        import torch
-
-        self._n_threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-
-    def __exit__(self, *error: object) -> None:
-        import torch
-
-        torch.set_num_threads(self._n_threads)
-
-
-_RUNNERS = {"local": _run_local, "ray": _run_ray}

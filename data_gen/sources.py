@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from llasm import audio
+from llasm.draws import pick
 from llasm.errors import LlasmError
+from llasm.records import AUDIO_SUFFIXES, BadRow, Record, audio_files, locate, records
 
-from .draws import pick
-from .formats import AUDIO_SUFFIXES, Record, audio_files, locate, records
 from .recipe import Recipe, Source
-from .rows import BadRow, Row, all_texts, check_text, language_of, messages_of, user_texts
+from .rows import Row, all_texts, check_text, language_of, messages_of, user_texts
 
 Report = Callable[[BadRow], None]
 PROMPTS_A_SELF_ROW = 8  # instructions that one row of kind `self` asks for

@@ -7,11 +7,11 @@ from functools import cache
 from typing import Any
 
 from llasm import audio
+from llasm.draws import draw, pick, seed_of
 from llasm.errors import LlasmError
 from llasm.tts import TTSEngine, UnspeakableText, Voice, identity_of, load_engine, load_voices
 from llasm.tts.speakable import speakable
 
-from .draws import draw, pick, seed_of
 from .rows import Row, drop, user_texts
 
 

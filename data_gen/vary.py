@@ -12,11 +12,11 @@ import numpy as np
 from numpy.random import Generator
 
 from llasm import audio, effects
+from llasm.draws import draw, generator
 from llasm.errors import LlasmError
+from llasm.records import audio_files
 
 from . import recipe
-from .draws import draw, generator
-from .formats import audio_files
 from .rows import Row
 
 NOTHING_HEARD = {

@@ -17,13 +17,13 @@ import pytest
 from llasm import asr, audio, effects
 from llasm.data_gen import respond
 from llasm.data_gen.build import build
-from llasm.data_gen.formats import records
 from llasm.data_gen.prompts import Truecaser, plain
 from llasm.data_gen.recipe import Recipe, Respond, Source, Speak, Vary, Verify, load_recipe
 from llasm.data_gen.respond import Respond as RespondStage
 from llasm.data_gen.vary import NOTHING_HEARD
 from llasm.data_gen.verify import fewest_errors
 from llasm.errors import LlasmError
+from llasm.records import records
 from llasm.tts import load_engine, load_voice, load_voices
 
 SHORT = ["Is it far?", "Where is the station?", "What time is it now?", "Who wrote this book?", "How old is the king?"]

@@ -12,13 +12,13 @@ from llasm.cli import main
 from llasm.data_gen.check import check
 from llasm.data_gen.export import FORMATS, export
 from llasm.data_gen.filter import answer_fault, filter_rows, prompt_fault
-from llasm.data_gen.formats import locate, records
 from llasm.data_gen.pack import opus_bytes, to_record, write_shard
 from llasm.data_gen.recipe import Filter, Recipe, Source, load_recipe
-from llasm.data_gen.rows import BadRow, messages_of
+from llasm.data_gen.rows import messages_of
 from llasm.data_gen.sources import mixed, read
 from llasm.errors import LlasmError
 from llasm.options import recipe_names
+from llasm.records import BadRow, locate, records
 
 
 def tone(seconds=0.5, frequency=440):

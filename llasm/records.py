@@ -1,8 +1,8 @@
-"""Reads the layouts that conversation and speech data come in, record by record, each with its file and row.
+"""Reads the layouts that text and speech data come in, record by record, each with its file and row.
 
 JSONL, JSON, CSV, TSV, parquet, webdataset tars, audiofolders (metadata.csv or .jsonl beside the files), folders
 that `llasm data build` or `datasets` wrote, and hub ids. What is wrong with one record is a BadRow in its place:
-the reader goes on. `records` of what `export` wrote gives the same conversations back.
+the reader goes on. `records` of what `llasm data export` wrote gives the same conversations back.
 """
 
 from __future__ import annotations
@@ -17,15 +17,21 @@ from typing import Any
 
 from llasm.errors import LlasmError
 
-from .rows import BadRow
-
 Record = dict[str, Any]
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".webm", ".aac", ".wma", ".aiff")
 MAX_LINE_BYTES = 5_000_000  # bytes of one line of JSON; inline audio is welcome, a whole file in one line is not
 
 
-def records(path: str, split: str = "train") -> Iterator[tuple[str, Record | BadRow]]:
-    """("file:row", record) of a file, a folder or a hub id; `locate` finds a record's audio.
+class BadRow(LlasmError):
+    """A row from outside that breaks the contract; the message says how, `where` in which file and line."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.where, self.reason = where, reason
+
+
+def records(path: str, split: str = "train", config: str | None = None) -> Iterator[tuple[str, Record | BadRow]]:
+    """("file:row", record) of a file, a folder or a hub id (its split and configuration); `locate` finds the audio.
 
     Raises LlasmError when there is nothing of a known layout at `path`.
     """
@@ -35,7 +41,7 @@ def records(path: str, split: str = "train") -> Iterator[tuple[str, Record | Bad
     elif place.is_dir():
         yield from _folder_records(place)
     elif path.count("/") <= 1 and not path.startswith((".", "/", "~")) and not place.suffix:
-        yield from _hub_records(path, split)
+        yield from _hub_records(path, split, config)
     else:
         raise LlasmError(f"{path}: no such file or folder")
 
@@ -198,11 +204,11 @@ def _saved_records(folder: Path) -> Iterator[tuple[str, Record | BadRow]]:
         yield from _dataset_records(part, f"{folder}/{name}" if name else str(folder))
 
 
-def _hub_records(name: str, split: str) -> Iterator[tuple[str, Record | BadRow]]:
+def _hub_records(name: str, split: str, config: str | None) -> Iterator[tuple[str, Record | BadRow]]:
     from datasets import load_dataset
 
     try:
-        loaded = load_dataset(name, split=split)
+        loaded = load_dataset(name, config, split=split)
     except Exception as error:  # datasets raises its own, the hub's and the network's
         reason = " ".join(str(error).split())[:200]
         raise LlasmError(f"{name}: neither a file or folder here nor a hub data set that loads ({reason})") from error
