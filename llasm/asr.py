@@ -5,7 +5,9 @@ Shapes: A clips of at most 30 s, T encoder frames (50/s), D encoder width.
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -30,8 +32,12 @@ MAX_TOKENS = 224  # Whisper's own limit, half its text context
 class Recogniser:
     """Whisper of any size, greedy, without timestamps; bfloat16 where float32 would only take longer."""
 
-    def __init__(self, name: str = "whisper-base", device: str | None = None) -> None:
-        """name: an embedded name, a hub id, a directory or an openai-whisper `.pt` file."""
+    def __init__(self, name: str = "whisper-base", device: str | None = None, exact: bool = False) -> None:
+        """name: an embedded name, a hub id, a directory or an openai-whisper `.pt` file.
+
+        exact: a clip's text does not depend on the batch it is in. In float32, in a window that follows from the
+        clip's own length; twice as slow.
+        """
         import whisper
 
         directory = weights.resolve(name)
@@ -41,7 +47,9 @@ class Recogniser:
         model = whisper.Whisper(whisper.ModelDimensions(**dims))
         model.load_state_dict(state)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._model: Any = model.to(device).to(torch.bfloat16).eval()
+        self.exact = exact
+        self._dtype = torch.float32 if exact else torch.bfloat16
+        self._model: Any = model.to(device).to(self._dtype).eval()
         for module in self._model.modules():
             if isinstance(module, torch.nn.LayerNorm):  # openai-whisper normalises in float32
                 module.float()
@@ -59,8 +67,7 @@ class Recogniser:
         pieces = [(i, piece) for i, wave in enumerate(waves) for piece in audio.chunk(wave)]
         order = sorted(range(len(pieces)), key=lambda j: len(pieces[j][1]))
         texts = [""] * len(pieces)
-        for start in range(0, len(order), BATCH_CLIPS):
-            batch = order[start : start + BATCH_CLIPS]
+        for batch in self._batches(order, [len(piece) for _, piece in pieces]):
             for j, text in zip(batch, self._decode([pieces[j][1] for j in batch], language), strict=True):
                 texts[j] = text.strip()
         joined: list[list[str]] = [[] for _ in waves]
@@ -86,9 +93,26 @@ class Recogniser:
             found += [among[i] for i in scores.argmax(-1).tolist()]
         return found
 
+    def _batches(self, order: list[int], lengths: list[int]) -> Iterator[list[int]]:
+        """The clips in this order of their lengths (in samples), BATCH_CLIPS at most together."""
+        batch: list[int] = []
+        for j in order:
+            full = len(batch) == BATCH_CLIPS
+            if batch and (full or (self.exact and self._seconds(lengths[j]) != self._seconds(lengths[batch[0]]))):
+                yield batch
+                batch = []
+            batch.append(j)
+        if batch:
+            yield batch
+
+    def _seconds(self, n_samples: int) -> float:
+        """How long a clip counts as: where it must not matter what else is in the batch, whole seconds."""
+        seconds = n_samples / audio.SAMPLE_RATE
+        return float(math.ceil(seconds)) if self.exact else seconds
+
     def _decode(self, waves: list[audio.Wave], language: str) -> list[str]:
         """Each wave, of at most 30 s, in a window that just holds the longest of them."""
-        seconds = max(map(len, waves)) / audio.SAMPLE_RATE
+        seconds = self._seconds(max(map(len, waves)))
         limit = min(MAX_TOKENS, int(TOKENS_PER_SECOND * seconds) + SPARE_TOKENS)
         window = min(float(audio.CHUNK_SECONDS), max(MIN_WINDOW_SECONDS, seconds + TAIL_SECONDS))
         results = self._run(waves, language, window, limit)
@@ -123,7 +147,7 @@ class Recogniser:
         frames = []
         for start in range(0, len(padded), n_clips):
             mels = [whisper.log_mel_spectrogram(wave, n_mels) for wave in padded[start : start + n_clips]]
-            x = torch.stack(mels).to(device, torch.bfloat16)
+            x = torch.stack(mels).to(device, self._dtype)
             x = torch.nn.functional.gelu(encoder.conv1(x))
             x = torch.nn.functional.gelu(encoder.conv2(x)).permute(0, 2, 1)  # [A, D, T] → [A, T, D]
             x = x + encoder.positional_embedding[: x.shape[1]]
@@ -174,10 +198,15 @@ def _english_normaliser() -> Any:
 
 
 @lru_cache(maxsize=1)
-def _simplified() -> Any:
+def _to_simplified() -> Any:
     from opencc import OpenCC
 
     return OpenCC("t2s")
+
+
+def simplified(text: str) -> str:
+    """Chinese in simplified characters; other text as it is."""
+    return _to_simplified().convert(text)
 
 
 def error_rate(said: str, heard: str, language: str = "en") -> float:
@@ -202,7 +231,7 @@ def units(text: str, language: str = "en") -> str:
     if language == "zh":
         from whisper.normalizers import BasicTextNormalizer
 
-        return BasicTextNormalizer(split_letters=True)(_simplified().convert(text)).strip()
+        return BasicTextNormalizer(split_letters=True)(simplified(text)).strip()
     if language == "en":
         # An apostrophe before s has no sound, and the normaliser would make "is" of it: "Burke's" and "Burkes" agree.
         return _english_normaliser()(re.sub(r"['’]s\b", "s", text)).strip()

@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_export(jobs)
     jobs.add_parser("data", help="make, check and export spoken data sets: llasm data --help")
     jobs.add_parser("train", help="run a recipe: llasm train RECIPE [--key value …]; llasm train --help")
+    jobs.add_parser("eval", help="ask a model a set of spoken questions and score it: llasm eval --help")
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv and argv[0] in _OWN_OPTIONS:
@@ -216,8 +217,68 @@ def _train(argv: list[str]) -> None:
     print(train(recipe))
 
 
+_EVAL_HELP = """\
+usage: llasm eval --task TASK[,TASK…] --out DIR [--model M] [--data PATH] [--key value …]   ask, score, report
+       llasm eval score DIR [--judge_url URL]   score saved answers again, without the model
+       llasm eval compare DIR DIR               two models over the same items
+       llasm eval report DIR                    write report.md and report.html again
+llasm eval run --help lists every setting."""
+
+
+def _eval(argv: list[str]) -> None:
+    actions = {"run": _eval_run, "score": _eval_score, "compare": _eval_compare, "report": _eval_report}
+    if argv[:1] in ([], ["--help"], ["-h"]):
+        print(_EVAL_HELP)
+    elif argv[0] in actions:
+        actions[argv[0]](argv[1:])
+    elif argv[0].startswith("-"):
+        _eval_run(argv)
+    else:
+        raise LlasmError(f"unknown action {argv[0]!r}: llasm eval [{'|'.join(actions)}]")
+
+
+def _eval_run(argv: list[str]) -> None:
+    from llasm.evals.settings import load_settings
+
+    settings = load_settings(argv)
+    quiet()
+    from llasm.evals.run import evaluate
+
+    print(evaluate(settings))
+
+
+def _eval_score(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="llasm eval score", description="Scores saved answers again.")
+    parser.add_argument("out", type=Path, metavar="DIR", help="a folder of llasm eval; shards may be joined in events/")
+    parser.add_argument("--judge_url", "--judge-url", help="an OpenAI-compatible server that judges answers")
+    parser.add_argument("--judge_model", "--judge-model", default="judge", help="the judge's name at that server")
+    args = parser.parse_args(argv)
+    from llasm.evals.run import rescore
+
+    print(rescore(args.out, args.judge_url, args.judge_model))
+
+
+def _eval_compare(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="llasm eval compare", description="Compares two runs item by item.")
+    parser.add_argument("first", type=Path, metavar="DIR")
+    parser.add_argument("second", type=Path, metavar="DIR")
+    args = parser.parse_args(argv)
+    from llasm.evals.compare import compare
+
+    print(compare(args.first, args.second))
+
+
+def _eval_report(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="llasm eval report", description="Writes a run's report again.")
+    parser.add_argument("out", type=Path, metavar="DIR")
+    args = parser.parse_args(argv)
+    from llasm.evals.report import report
+
+    print(report(args.out))
+
+
 # Jobs whose options are the fields of a dataclass in their room; the room parses them.
-_OWN_OPTIONS: dict[str, Callable[[list[str]], None]] = {"data": _data, "train": _train}
+_OWN_OPTIONS: dict[str, Callable[[list[str]], None]] = {"data": _data, "train": _train, "eval": _eval}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,0 +1,53 @@
+"""Two runs, usually of two models, item by item."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llasm.errors import LlasmError
+
+from . import statistics
+from .items import Item
+from .report import gap_cells, markdown_table, number
+from .results import Run, headline, load
+
+
+def compare(first: Path, second: Path) -> str:
+    """A table in Markdown: both scores over the items that both runs asked alike, and their paired difference.
+
+    Raises LlasmError where a folder holds no scored run, or the two have nothing in common.
+    """
+    ours, theirs = (_scored(load(folder)) for folder in (first, second))
+    rows = []
+    for task, scores in ours.scores.items():
+        for condition in scores["conditions"]:
+            a, b = _values(ours, task, condition), _values(theirs, task, condition)
+            both = [name for name in a if name in b and _same(ours.items[task][name], theirs.items[task][name])]
+            if both:
+                x, y = [a[name] for name in both], [b[name] for name in both]
+                metric = scores["metric"]
+                means = [number(sum(values) / len(values), metric) for values in (x, y)]
+                left_out = len(a) + len(b) - 2 * len(both)
+                rows.append([task, condition, metric, *means, *gap_cells(statistics.paired(x, y), metric), left_out])
+    if not rows:
+        raise LlasmError(f"{first} and {second} share no task, condition and item")
+    heads = ["task", "given", "metric", "A", "B", "A - B", "95 % interval", "p", "items", "left out"]
+    names = [f"{letter}: {run.facts['model']['name']} ({run.out})" for letter, run in (("A", ours), ("B", theirs))]
+    note = "Left out: items that only one of the two asked, asked otherwise, or could not score."
+    return "\n".join([*names, "", *markdown_table(heads, rows), "", note])
+
+
+def _scored(run: Run) -> Run:
+    if not run.scores:
+        raise LlasmError(f"{run.out}: has no scores yet; run llasm eval score {run.out}")
+    return run
+
+
+def _values(run: Run, task: str, condition: str) -> dict[str, float]:
+    found = [v for v in run.verdicts if (v["task"], v["condition"]) == (task, condition) and "error" not in v]
+    return {v["id"]: x for v in found if (x := headline(run.items[task][v["id"]], v)) is not None}
+
+
+def _same(one: Item, other: Item) -> bool:
+    names = ("question", "typed", "answers", "clip_hashes", "choices")
+    return all(getattr(one, name) == getattr(other, name) for name in names)

@@ -1,0 +1,177 @@
+"""A user's own questions, and what is asked of a model beside questions: repeating, silence, typed chat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llasm import effects
+from llasm.audio import SAMPLE_RATE, to_flac_bytes
+from llasm.draws import generator
+from llasm.errors import LlasmError
+from llasm.records import Record, audio_files
+
+from .items import Item
+from .task import Task, clips, field, row_id, texts
+
+LETTERS = "ABCDEFGHIJ"
+_AUDIO = ("audio", "file_name", "file", "wav", "path")
+_QUESTION = ("question", "text", "prompt", "sentence", "transcript", "transcription")
+
+
+class Custom(Task):
+    """Your own: JSONL, JSON, CSV, TSV, parquet, an audiofolder or a hub id, with these columns.
+
+    audio (or file_name, file; relative to the table) or question (or text, prompt), or both; answers (or answer,
+    reference: a list, or texts separated by "|"); choices, if any, likewise; id, group, language if you like.
+    """
+
+    name = "custom"
+    files = ("metadata.jsonl", "metadata.csv", "*.jsonl", "*.csv", "*.tsv", "*.parquet", "*.json")
+
+    def item(self, record: Record, where: str) -> Item:
+        answers = _several(field(record, "answers", "answer", "reference", "output", default=()))
+        options = _several(field(record, "choices", default=()))
+        if len(options) > len(LETTERS):
+            raise ValueError(f"{len(options)} choices; at most {len(LETTERS)}")
+        choices = dict(zip(LETTERS, options))
+        typed = "\n".join(f"{label}. {text}" for label, text in choices.items())
+        audio = clips(record, where, *_AUDIO)
+        # Not for a voice to speak: the other rows' speech is somebody else's.
+        silent = "its audio is not named" if not audio and any(name in record for name in _AUDIO) else ""
+        return Item(
+            id=str(record.get("id") or row_id(where)),
+            task=self.name,
+            kind="choice" if choices else self.kind,
+            question=str(field(record, *_QUESTION, default="") or "").strip(),
+            answers=tuple(_label(answer, choices) for answer in answers),
+            audio=audio,
+            choices=choices,
+            typed=f"{typed}\nAnswer with the letter of one option." if choices else "",
+            group=str(record.get("group") or ""),
+            language=str(record.get("language") or "en"),
+            fault=silent,
+        )
+
+
+def _several(value: Any) -> tuple[str, ...]:
+    return texts(value.split("|") if isinstance(value, str) else value)
+
+
+def _label(answer: str, choices: dict[str, str]) -> str:
+    """An option's label, given that or its text; the answer as it is where it is neither."""
+    for label, text in choices.items():
+        if answer.casefold() == text.casefold():
+            return label
+    return answer.upper() if answer.upper() in choices else answer
+
+
+class Transcription(Custom):
+    """Speech with its words (audio and text, columns as in `custom`): the model is asked to repeat it."""
+
+    name = "transcription"
+    kind = "transcription"
+    ask = "Repeat what I just said, word for word."  # as in training (`train`)
+
+    def item(self, record: Record, where: str) -> Item:
+        words = str(field(record, *_QUESTION, "answer")).strip()
+        return Item(
+            id=str(record.get("id") or row_id(where)),
+            task=self.name,
+            kind="transcription",
+            question=words,
+            answers=(words,),
+            audio=clips(record, where, *_AUDIO),
+            typed=self.ask,
+            language=str(record.get("language") or "en"),
+        )
+
+
+class NoSpeech(Task):
+    """Sound in which nobody speaks: a folder of recordings, or generated silence, noise and music.
+
+    The right answer says that nothing was heard, or nothing; any other is a false answer.
+    """
+
+    name = "no_speech"
+    kind = "no_speech"
+    seconds = (1.0, 2.0, 3.0, 5.0, 8.0)
+    copies = 4  # of each kind and length
+
+    def read(self, data: str | None, limit: int | None = None) -> list[Item]:
+        if data is None:
+            return list(self._generated())[:limit]
+        files = audio_files(Path(data))
+        if not files:
+            raise LlasmError(f"task {self.name}: {data} holds no audio file")
+        place = Path(data) if Path(data).is_dir() else Path(data).parent
+        names = [(str(file.relative_to(place)), str(file)) for file in files[:limit]]
+        return [
+            Item(id=name, task=self.name, kind="no_speech", audio=(path,), group="recordings") for name, path in names
+        ]
+
+    def _generated(self) -> Any:
+        makers = {
+            "silence": lambda n, rng: np.zeros(n, np.float32),
+            "noise": effects.generated_noise,
+            "music": effects.generated_music,
+        }
+        for copy in range(self.copies):
+            for seconds in self.seconds:
+                for kind, make in makers.items():
+                    name = f"{kind}-{seconds:g}s-{copy}"
+                    if kind == "silence" and copy:
+                        continue  # it would be the same again
+                    wave = make(int(seconds * SAMPLE_RATE), generator(f"no_speech/{name}"))
+                    clip = {"bytes": to_flac_bytes(wave), "path": None}
+                    yield Item(id=name, task=self.name, kind="no_speech", audio=(clip,), group=kind)
+
+
+class Typed(Custom):
+    """Is typed chat as it was? Each prompt goes to the model and to its LLM before training (greedily).
+
+    The prompts are below, or questions of your own (columns as in `custom`, no audio).
+    """
+
+    name = "typed"
+    kind = "typed"
+
+    def read(self, data: str | None, limit: int | None = None) -> list[Item]:
+        if data is not None:
+            return super().read(data, limit)
+        prompts = list(enumerate(PROMPTS, 1))[:limit]
+        return [Item(id=f"prompt-{i}", task=self.name, kind="typed", question=text) for i, text in prompts]
+
+    def item(self, record: Record, where: str) -> Item:
+        question = str(field(record, *_QUESTION)).strip()
+        return Item(id=str(record.get("id") or row_id(where)), task=self.name, kind="typed", question=question)
+
+
+PROMPTS = (
+    "What is the capital of Italy?",
+    "Write a short poem about the sea.",
+    "Explain to a child why the sky is blue.",
+    "What is 17 plus 25?",
+    "Give me three ideas for a birthday present.",
+    "Translate into French: Good morning, how are you?",
+    "Who wrote Romeo and Juliet?",
+    "List the planets of the solar system.",
+    "Summarise in one sentence what a computer does.",
+    "How do I boil an egg?",
+    "Name two animals that live in the desert.",
+    "Write an email asking for a day off.",
+    "What is the difference between weather and climate?",
+    "Give me a synonym for happy.",
+    "Is the following sentence correct? She go to school every day.",
+    "What should I pack for a week in the mountains?",
+    "Tell me a joke.",
+    "Which is heavier, a kilogram of iron or a kilogram of feathers?",
+    "Write a function in Python that adds two numbers.",
+    "How many days are in a leap year?",
+    "What can I cook with eggs, rice and tomatoes?",
+    "Describe the taste of a lemon.",
+    "What happens when water freezes?",
+    "Give me advice on how to learn a language.",
+)

@@ -1,0 +1,248 @@
+"""What a run's folder holds: the plan, the log put in order, scores and their summary. Needs no model and no audio."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llasm.errors import LlasmError
+from llasm.files import jsonl, read_log, write_whole
+
+from . import statistics
+from .conditions import BASE, Condition, conditions_of
+from .items import Item, digest, from_row
+from .judge import Judge
+from .scoring import verdict
+
+Row = dict[str, Any]
+# The differences that are reported, as (first, second).
+GAPS = (("speech", "text"), ("speech", "cascade"), ("cascade", "text"))
+METRICS = {
+    "qa": "accuracy",
+    "choice": "accuracy",
+    "open": "judge (1 to 5)",
+    "transcription": "error rate",
+    "no_speech": "false answers",
+    "typed": "unchanged",
+}
+OUTPUT = ("id", "key", "text", "heard", "error", "n_audio_tokens", "audio_seconds")  # of a prediction
+TIMING = ("kind", "task", "condition", "id", "audio_seconds", "n_audio_tokens", "timings_ms", "batch")
+
+
+@dataclass(frozen=True)
+class Planned:
+    item: Item
+    condition: Condition
+    key: str
+
+
+def plan(facts: Row, items: Iterable[Item]) -> list[Planned]:
+    """Every (item, condition) of a run, by a key that names all that the answer depends on."""
+    asked = [Condition.parse(text) for text in facts["conditions"]]
+    found = []
+    for item in items:
+        content = [item.task, item.id, item.question, item.typed, item.clip_hashes]
+        for condition in conditions_of(item, asked):
+            varied = condition.variation
+            of_run = [
+                facts["model"]["bases"]
+                if condition.kind == BASE
+                else [facts["model"]["sha256"], facts["model"]["bases"]],
+                facts["settings"]["max_new_tokens"],
+                [facts["asr"], item.language] if condition.kind == "cascade" else None,
+                facts["noise"] if varied and varied.name == "snr" else None,
+            ]
+            key = digest([of_run, str(condition), content if condition.hears else content[:4], item.fault])
+            found.append(Planned(item, condition, key))
+    return found
+
+
+@dataclass
+class Run:
+    """A run's folder in memory."""
+
+    out: Path
+    facts: Row
+    items: dict[str, dict[str, Item]]  # task → id → item
+    predictions: dict[tuple[str, str], list[Row]]  # (task, condition) → in the items' order
+    verdicts: list[Row]
+    scores: Row
+    timings: list[Row]
+
+
+def load(out: Path) -> Run:
+    """Raises LlasmError where `out` holds no finished run."""
+    facts, items = _facts(out), _items(out)
+    predictions = {}
+    for task in items:
+        for file in sorted((out / "predictions").glob(f"{task}.*.jsonl")):
+            predictions[task, file.name[len(task) + 1 : -len(".jsonl")]] = list(read_log(file))
+    if not predictions:
+        raise LlasmError(f"{out}: holds no predictions; finish the run with llasm eval … --resume")
+
+    def rows(name: str) -> list[Row]:
+        return list(read_log(out / name)) if (out / name).exists() else []
+
+    scores = json.loads((out / "scores.json").read_text(encoding="utf-8")) if (out / "scores.json").exists() else {}
+    by_id = {task: {item.id: item for item in found} for task, found in items.items()}
+    return Run(out, facts, by_id, predictions, rows("verdicts.jsonl"), scores, rows("timings.jsonl"))
+
+
+def _facts(out: Path) -> Row:
+    try:
+        return json.loads((out / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LlasmError(f"{out}: no readable run.json, so this is no folder of llasm eval") from error
+
+
+def _items(out: Path) -> dict[str, list[Item]]:
+    files = sorted((out / "items").glob("*.jsonl"))
+    return {file.stem: [from_row(row) for row in read_log(file)] for file in files}
+
+
+def assemble(out: Path) -> int:
+    """Puts the log's answers in the items' order, if all are there; returns how many are missing."""
+    facts = _facts(out)
+    keyed = plan(facts, [item for found in _items(out).values() for item in found])
+    answers: dict[str, Row] = {}
+    latencies = []
+    for file in sorted((out / "events").glob("*.jsonl")):
+        for event in read_log(file):
+            if event["kind"] == "answer":
+                answers.setdefault(event["key"], event)
+            else:
+                latencies.append(event)
+    missing = sum(planned.key not in answers for planned in keyed)
+    if missing:
+        return missing
+    (out / "predictions").mkdir(exist_ok=True)
+    by_place: dict[str, list[Row]] = {}
+    timings = []
+    for planned in keyed:
+        event = answers[planned.key]
+        place = f"{planned.item.task}.{planned.condition}"
+        by_place.setdefault(place, []).append({name: event[name] for name in OUTPUT if name in event})
+        where = {
+            "kind": "answer",
+            "task": planned.item.task,
+            "condition": str(planned.condition),
+            "id": planned.item.id,
+        }
+        timings.append(where | {name: event[name] for name in (*TIMING, "audio_seconds") if name in event})
+    for place, predictions in by_place.items():
+        write_whole(out / "predictions" / f"{place}.jsonl", jsonl(predictions))
+    write_whole(out / "timings.jsonl", jsonl([*timings, *latencies]))
+    return 0
+
+
+# ---- scores
+
+
+def score(out: Path, judge: Judge | None) -> None:
+    """Writes verdicts.jsonl and scores.json of the saved predictions."""
+    run = load(out)
+    verdicts = []
+    for (task, condition), predictions in sorted(run.predictions.items()):
+        before = {row["id"]: row["text"] for row in run.predictions.get((task, BASE), []) if "text" in row}
+        found = []
+        for row in predictions:
+            item = run.items[task][row["id"]]
+            facts = {"task": task, "condition": condition, "id": item.id, "group": item.group}
+            if "error" in row:
+                found.append({**facts, "error": row["error"]})
+            else:
+                found.append({**facts, **verdict(item, row["text"], before.get(item.id))})
+        if judge is not None and condition != BASE:
+            _judged(judge, run.items[task], predictions, found)
+        verdicts += found
+    write_whole(out / "verdicts.jsonl", jsonl(verdicts))
+    summary = summarised(verdicts, run.items)
+    write_whole(out / "scores.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+
+
+def _judged(judge: Judge, items: dict[str, Item], predictions: list[Row], verdicts: list[Row]) -> None:
+    """Adds the judge's scores to the verdicts on questions."""
+    kinds = ("qa", "choice", "open")
+    asked = [(v, p) for v, p in zip(verdicts, predictions) if "error" not in v and items[v["id"]].kind in kinds]
+    scores = judge.scores([(items[v["id"]], p["text"]) for v, p in asked])
+    for (found, _), scored in zip(asked, scores):
+        found.update(scored)
+
+
+def headline(item: Item, found: Row) -> float | None:
+    """The one number of a verdict by which conditions are compared; None where it has none."""
+    if item.kind == "transcription":
+        return found["errors"] / found["units"] if found.get("units") else None
+    if item.kind == "open":
+        return found.get("judge")
+    right = found.get("right")
+    return None if right is None else float(not right if item.kind == "no_speech" else right)
+
+
+def summarised(verdicts: list[Row], items: dict[str, dict[str, Item]]) -> Row:
+    """{task: {"metric", "conditions": {condition: …}, "gaps": {"first - second": …}}}; shares lie in [0, 1]."""
+    places: dict[str, dict[str, list[Row]]] = {}
+    for found in verdicts:
+        places.setdefault(found["task"], {}).setdefault(found["condition"], []).append(found)
+    summary: Row = {}
+    for task, by_condition in places.items():
+        kind = next(iter(items[task].values())).kind
+        values = {
+            name: {v["id"]: x for v in rows if (x := headline(items[task][v["id"]], v)) is not None}
+            for name, rows in by_condition.items()
+        }
+        summary[task] = {
+            "metric": METRICS[kind],
+            "conditions": {name: _of_condition(rows, values[name]) for name, rows in by_condition.items()},
+            "gaps": {f"{a} - {b}": _gap(values[a], values[b]) for a, b in _compared(list(by_condition))},
+        }
+    return summary
+
+
+def _of_condition(rows: list[Row], values: dict[str, float]) -> Row:
+    """Counts and means of one condition; errors are counted, and are in no mean."""
+    scored = [row for row in rows if "error" not in row]
+    found: Row = {"n": len(scored), "errors": len(rows) - len(scored)}
+    if any("errors" in row for row in scored):
+        found["score"] = statistics.ratio_interval([r["errors"] for r in scored], [r["units"] for r in scored])
+    elif values:
+        found["score"] = statistics.mean_interval(list(values.values()))
+    for name in ("exact", "f1", "refused", "empty"):
+        if any(name in row for row in scored):
+            found[name] = sum(row.get(name, 0) for row in scored) / len(scored)
+    if any("parsed" in row for row in scored):
+        choices = [row for row in scored if "parsed" in row]
+        found["parse_failures"] = sum(not row["parsed"] for row in choices) / len(choices)
+    if any("judged" in row for row in scored):
+        asked = [row for row in scored if "judged" in row]
+        read = [row["judge"] for row in asked if row["judged"]]
+        found["judge"] = statistics.mean_interval(read) if read else None
+        found["judge_failures"] = len(asked) - len(read)
+    groups = sorted({row["group"] for row in rows})
+    if len(groups) > 1:
+        by_group = {g: [values[r["id"]] for r in rows if r["group"] == g and r["id"] in values] for g in groups}
+        found["groups"] = {g: {"n": len(x), "score": sum(x) / len(x)} for g, x in by_group.items() if x}
+    return found
+
+
+def _compared(names: list[str]) -> list[tuple[str, str]]:
+    """Pairs of conditions whose difference says something: kinds under the same audio, and noisy against clean."""
+    pairs = []
+    for first in names:
+        one = Condition.parse(first)
+        for second in names:
+            other = Condition.parse(second)
+            kinds = (one.kind, other.kind) in GAPS and (one.variation == other.variation or not other.hears)
+            noisy = one.kind == other.kind and one.variation is not None and other.variation is None
+            if kinds or noisy:
+                pairs.append((first, second))
+    return pairs
+
+
+def _gap(first: dict[str, float], second: dict[str, float]) -> Row:
+    """Over the items that both have."""
+    both = [name for name in first if name in second]
+    return statistics.paired([first[n] for n in both], [second[n] for n in both]) if both else {"n": 0}

@@ -1,0 +1,304 @@
+"""`llasm eval`: items → predictions → scores → report, in one folder.
+
+run.json              what was asked of which model: settings, hashes of model and data, versions, git revision
+items/TASK.jsonl      the items as they were asked
+events/I-of-N.jsonl   the log: a line an item and condition, by content hash; an interrupted run goes on from it
+predictions/TASK.CONDITION.jsonl   the answers in the items' order
+timings.jsonl         what each took (the only file beside the log and the report that differs from run to run)
+verdicts.jsonl, scores.json        each answer's scores, and their summary
+clips/, report.md, report.html
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from llasm import checkpoint, weights
+from llasm.errors import LlasmError
+from llasm.files import jsonl, open_log, read_log, write_whole
+from llasm.spread import RUNNERS, n_gpus
+
+from . import results
+from .conditions import Condition, noise_files
+from .items import Item, digest, hashed
+from .judge import Judge
+from .predict import Batch, Event
+from .report import save_clips, write_report
+from .settings import Settings
+from .tasks import TASKS
+from .voiced import voice_identity, voiced
+
+PACKAGES = ("llasm", "torch", "transformers", "openai-whisper", "numpy", "scipy", "soxr")
+# Of run.json: another of these would be another run. Versions and revision are only told.
+IDENTITY = ("format", "settings", "model", "data", "asr", "voice", "noise")
+
+
+def evaluate(settings: Settings) -> Path:
+    """Runs what is not answered yet; scores and reports once all shards are. Returns the folder."""
+    out = Path(settings.out)
+    facts = _facts(settings)  # what is missing or misnamed is told before any weights load
+    logs = out / "events"
+    index, n_parts = settings.part()
+    log = logs / f"{index + 1}-of-{n_parts}.jsonl"
+    if log.exists() and not settings.resume:
+        raise LlasmError(f"{out}: holds answers of a run; go on with it by --resume, or choose another --out")
+    items = [item for task in settings.tasks for item in _items(settings, task)]
+    facts["data"] = {task: digest([i.row() for i in items if i.task == task]) for task in settings.tasks}
+    with _claimed(out, log):
+        _write_plan(out, facts, items)
+        keyed = results.plan(facts, items)
+        mine = [entry for i, entry in enumerate(keyed) if i % n_parts == index]
+        _answer(settings, mine, log, logs)
+        missing = results.assemble(out)
+        if missing:
+            print(f"llasm: shard {settings.shard} is done; {missing} answers of others are missing", file=sys.stderr)
+            return out
+        finish(out, _judge(settings.judge_url, settings.judge_model, out), items)
+    return out
+
+
+def rescore(out: Path, judge_url: str | None, judge_model: str) -> Path:
+    """Scores and report of a folder whose answers are all there; no model, no data."""
+    if (out / "events").exists() and (missing := results.assemble(out)):
+        raise LlasmError(f"{out}: {missing} answers are missing; run the other shards, or llasm eval … --resume")
+    finish(out, _judge(judge_url, judge_model, out), [])
+    return out
+
+
+def finish(out: Path, judge: Judge | None, items: list[Item]) -> None:
+    """Scores and report of assembled answers. items: with their audio, for what the report plays."""
+    results.score(out, judge)
+    loaded = results.load(out)
+    if items:
+        save_clips(loaded, items)
+    write_report(loaded)
+    failed = [row for row in loaded.verdicts if row.get("error")]
+    if failed and len(failed) == len(loaded.verdicts):
+        raise LlasmError(f"{out}: none of {len(failed)} could be answered; the first: {failed[0]['error']}")
+
+
+def _judge(url: str | None, model: str, out: Path) -> Judge | None:
+    return Judge(url, model, out) if url else None
+
+
+def _items(settings: Settings, task: str) -> list[Item]:
+    items = TASKS[task].read(_data_of(settings, task), settings.limit)
+    if any(condition.hears for condition in settings.all_conditions()):
+        items = voiced(items, settings.voice)
+    return [hashed(item) for item in items]
+
+
+def _data_of(settings: Settings, task: str) -> str | None:
+    """The part of --data that is this task's."""
+    if settings.data is None:
+        return None
+    named = dict(part.split("=", 1) for part in settings.data.split(",") if part.partition("=")[0] in TASKS)
+    if named:
+        return named.get(task)
+    inner = Path(settings.data) / task
+    if len(settings.tasks) > 1 and not inner.exists():
+        raise LlasmError(
+            f"data is {settings.data!r}: for several tasks give task=PATH,task=PATH, or a folder that holds {task}/"
+        )
+    return str(inner) if len(settings.tasks) > 1 else settings.data
+
+
+# ---- what the run depends on
+
+
+def _facts(settings: Settings) -> dict[str, Any]:
+    conditions = settings.all_conditions()
+    asked = ("model", "task", "data", "conditions", "asr", "voice", "snr", "noise", "speed", "telephone")
+    facts: dict[str, Any] = {
+        "format": 1,
+        "settings": {name: getattr(settings, name) for name in (*asked, "limit", "max_new_tokens")},
+        "conditions": [str(condition) for condition in conditions],
+        "model": _model_facts(settings.model),
+        "asr": "",
+        "voice": "",
+        "noise": "",
+        "versions": {name: _version(name) for name in PACKAGES},
+        "git": _git_revision(),
+    }
+    if any(condition.kind == "cascade" for condition in conditions):
+        facts["asr"] = weights.content_hash(weights.resolve(settings.asr))
+    if any(condition.hears for condition in conditions):
+        facts["voice"] = voice_identity(settings.voice)
+    if settings.noise is not None and settings.snr is not None:
+        facts["noise"] = digest([[file.name, file.stat().st_size] for file in noise_files(settings.noise)])
+    return facts
+
+
+def _model_facts(name: str) -> dict[str, Any]:
+    """Hashes of the checkpoint's own weights and of its bases."""
+    directory = checkpoint.locate(name)
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LlasmError(f"{directory}: no readable config.json, so this is not a llasm checkpoint") from error
+    bases = {part: base["sha256"] for part, base in (config.get("bases") or {}).items()}
+    return {"name": str(name), "sha256": weights.content_hash(directory), "bases": bases}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """Of the checkout that llasm runs from, with -dirty where files differ; None where it runs from none."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(checkpoint.__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if git("rev-parse", "--show-prefix") != "llasm/":  # somebody else's repository around an installed llasm
+            return None
+        return git("describe", "--always", "--abbrev=40", "--dirty", "--exclude", "*")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+@contextmanager
+def _claimed(out: Path, log: Path) -> Iterator[None]:
+    if out.exists() and not out.is_dir():
+        raise LlasmError(f"{out}: is a file; choose another --out")
+    if out.exists() and any(out.iterdir()) and not (out / "run.json").exists() and not log.parent.exists():
+        raise LlasmError(f"{out}: holds something else than an evaluation; choose another --out")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(log.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise LlasmError(f"{out}: another llasm eval is at work on this shard") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write_plan(out: Path, facts: dict[str, Any], items: list[Item]) -> None:
+    """run.json and the items; refuses a folder that holds another run."""
+    file = out / "run.json"
+    if file.exists():
+        there = json.loads(file.read_text(encoding="utf-8"))
+        for name in IDENTITY:
+            if there[name] != facts[name]:
+                raise LlasmError(
+                    f"{out}: was run with {name} {_difference(there[name], facts[name])}; choose another --out"
+                )
+        if there["versions"] != facts["versions"] or there["git"] != facts["git"]:
+            print("llasm: note: going on with a run that other versions began; see run.json", file=sys.stderr)
+        return
+    (out / "items").mkdir(exist_ok=True)
+    for task, group in groupby(items, key=lambda item: item.task):
+        write_whole(out / "items" / f"{task}.jsonl", jsonl(item.row() for item in group))
+    write_whole(file, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
+def _difference(there: Any, here: Any) -> str:
+    if isinstance(there, dict) and isinstance(here, dict):
+        name = next(key for key in (*there, *here) if there.get(key) != here.get(key))
+        return f"{name} = {there.get(name)!r}, now {here.get(name)!r}"
+    return f"{there!r}, now {here!r}"
+
+
+# ---- answering
+
+
+def _answer(settings: Settings, mine: list[results.Planned], log: Path, logs: Path) -> None:
+    """Asks what no log holds; every batch is written before the next is waited for."""
+    known = {(event["kind"], event["key"]) for file in sorted(logs.glob("*.jsonl")) for event in read_log(file)}
+    todo = [planned for planned in mine if ("answer", planned.key) not in known]
+    with open_log(log) as events:
+
+        def write(found: list[Event]) -> None:
+            events.write(jsonl(found))
+            events.flush()
+
+        faulty = [p for p in todo if p.item.fault]
+        write([_fault_event(p) for p in faulty])
+        works = _batches(settings, [p for p in todo if not p.item.fault])
+        n_done = len(mine) - sum(len(work.items) for work in works)
+        with tqdm(total=len(mine), initial=n_done, desc="answer", unit="item") as bar:
+            for found in RUNNERS[settings.runner](works, max(1, n_gpus()), True) if works else ():
+                write(found)
+                bar.update(len(found))
+        if timed := _latency_batches(settings, mine, known):
+            with tqdm(total=sum(len(work.items) for work in timed), desc="time one by one", unit="item") as bar:
+                for work in timed:  # here, and nothing else at the same time
+                    found = work()
+                    write(found)
+                    bar.update(len(found))
+
+
+def _fault_event(planned: results.Planned) -> Event:
+    item = planned.item
+    facts = {"kind": "answer", "key": planned.key, "task": item.task, "id": item.id}
+    return {**facts, "condition": str(planned.condition), "error": item.fault}
+
+
+def _batches(settings: Settings, todo: list[results.Planned]) -> list[Batch]:
+    """Batches under one condition, of items of a like length, so that little of a batch is padding."""
+
+    def where(planned: results.Planned) -> tuple[str, str]:
+        return planned.item.task, str(planned.condition)
+
+    works = []
+    for _, group in groupby(sorted(todo, key=where), key=where):
+        alike = sorted(group, key=lambda p: (_length(p.item, p.condition), p.key))
+        for start in range(0, len(alike), settings.batch_size):
+            works.append(_batch(settings, alike[start : start + settings.batch_size]))
+    return works
+
+
+def _batch(settings: Settings, chosen: list[results.Planned], alone: bool = False) -> Batch:
+    return Batch(
+        condition=chosen[0].condition,
+        items=tuple(p.item for p in chosen),
+        keys=tuple(p.key for p in chosen),
+        model=settings.model,
+        recogniser=settings.asr,
+        noise=settings.noise,
+        max_new_tokens=settings.max_new_tokens,
+        alone=alone,
+    )
+
+
+def _length(item: Item, condition: Condition) -> int:
+    """Bytes of its audio, or characters of its text: enough to sort by."""
+    if not condition.hears:
+        return len(item.question) + len(item.typed)
+    sizes = []
+    for clip in item.audio:
+        if isinstance(clip, dict):
+            sizes.append(len(clip.get("bytes") or b""))
+        else:
+            sizes.append(Path(clip).stat().st_size if Path(clip).exists() else 0)
+    return sum(sizes)
+
+
+def _latency_batches(settings: Settings, mine: list[results.Planned], known: set[tuple[str, str]]) -> list[Batch]:
+    """The first items of each task and plain condition, to be asked one by one."""
+    works = []
+    for task in settings.tasks:
+        for condition in (c for c in settings.all_conditions() if c.variation is None):
+            here = [p for p in mine if p.item.task == task and p.condition == condition and not p.item.fault]
+            todo = [p for p in here[: settings.latency_items] if ("latency", p.key) not in known]
+            if todo:
+                works.append(_batch(settings, todo, alone=True))
+    return works

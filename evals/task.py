@@ -1,0 +1,110 @@
+"""What a task is: a short class that turns its authors' records into items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from llasm.errors import LlasmError
+from llasm.records import BadRow, Record, locate, records
+
+from .items import Item, Kind, checked
+
+
+class Task:
+    """What its data looks like and how a record becomes an item. The class's docstring names the source."""
+
+    name = ""
+    kind: Kind = "qa"
+    files: tuple[str, ...] = ()
+    """Patterns of the data's files in a folder; the first that matches any counts."""
+    hub = ""
+    """Where the data is fetched from where none is given: `owner/name:config:split`."""
+
+    def item(self, record: Record, where: str) -> Item | None:
+        """None leaves a record out that the task does not ask. KeyError, TypeError and ValueError mean a bad one."""
+        raise NotImplementedError
+
+    def read(self, data: str | None, limit: int | None = None) -> list[Item]:
+        """The first `limit` items. Raises LlasmError where there is no such data, or an id is there twice."""
+        data = data or self.hub
+        if not data:
+            raise LlasmError(f"task {self.name}: give its data: --data PATH")
+        items = checked(list(islice(self._items(data), limit)))
+        if not items:
+            raise LlasmError(f"task {self.name}: {data} holds no item")
+        return items
+
+    def _items(self, data: str) -> Iterator[Item]:
+        if not Path(data).exists():
+            yield from filter(None, (self._item(record, where) for where, record in records(*_hub(data))))
+            return
+        files = self._found(Path(data))
+        for file in files:
+            for where, record in self.records(file):
+                item = self._item(record, where)
+                if item is not None:
+                    yield item if item.group or len(files) < 2 else replace(item, group=file.stem)
+
+    def records(self, file: Path) -> Iterator[tuple[str, Record | BadRow]]:
+        """("file:row", record) of one file."""
+        return records(str(file))
+
+    def _found(self, place: Path) -> list[Path]:
+        if place.is_file():
+            return [place]
+        for pattern in self.files:
+            if files := sorted(file for file in place.rglob(pattern) if file.is_file()):
+                return files
+        raise LlasmError(f"task {self.name}: {place} holds no {' or '.join(self.files)}")
+
+    def _item(self, record: Record | BadRow, where: str) -> Item | None:
+        reason = "a bad record"
+        if isinstance(record, BadRow):
+            reason = record.reason
+        else:
+            try:
+                return self.item(record, where)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                # A KeyError says only the key.
+                reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
+        return Item(id=row_id(where), task=self.name, kind=self.kind, fault=f"{where}: {reason}")
+
+
+def _hub(data: str) -> tuple[str, str, str | None]:
+    """`owner/name:config:split` → what `records` takes."""
+    name, _, rest = data.partition(":")
+    config, _, split = rest.partition(":")
+    return name, split or "test", config or None
+
+
+def row_id(where: str) -> str:
+    """An id for a record that has none: its file and row."""
+    file, _, row = where.rpartition(":")
+    return f"{Path(file).stem}-{row}"
+
+
+def field(record: Record, *names: str, default: Any = None) -> Any:
+    """The first of these fields that the record has; KeyError names the first where it has none and no default."""
+    for name in names:
+        if record.get(name) is not None:
+            return record[name]
+    if default is None:
+        raise KeyError(names[0])
+    return default
+
+
+def texts(value: Any) -> tuple[str, ...]:
+    """One text or several, without space around them."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(str(text).strip() for text in values)
+
+
+def clips(record: Record, where: str, *names: str) -> tuple[Any, ...]:
+    """The record's audio; none where it has none."""
+    given = field(record, *names, default=()) or ()
+    found = given if isinstance(given, (list, tuple)) else [given]
+    return tuple(locate(clip, where) for clip in found)

@@ -1,0 +1,71 @@
+"""Speech for questions that come as text: a named voice speaks them once, into a cache by content hash."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from tqdm import tqdm
+
+from llasm import audio, weights
+from llasm.draws import seed_of
+from llasm.errors import LlasmError
+from llasm.tts import TTSEngine, UnspeakableText, identity_of, load_voice
+from llasm.tts.speakable import speakable
+
+from .items import Item, digest
+
+
+@lru_cache(maxsize=2)
+def _voice(spec: str) -> tuple[TTSEngine, str]:
+    return load_voice(spec)
+
+
+def voice_identity(spec: str) -> str:
+    """What the voice's speech depends on beside the text. Raises LlasmError where there is no such voice."""
+    _, voice = _voice(spec)
+    return identity_of(spec.partition(":")[0], voice)
+
+
+def voiced(items: list[Item], spec: str) -> list[Item]:
+    """The items with a clip for each question that had none; a text that cannot be spoken becomes a fault."""
+    silent = sum(_needs_voice(item) for item in items)
+    if not silent:
+        return items
+    identity = voice_identity(spec)
+    with tqdm(total=silent, desc=f"speak {items[0].task}", unit="question") as bar:
+        done = []
+        for item in items:
+            done.append(_spoken(item, spec, identity) if _needs_voice(item) else item)
+            bar.update(_needs_voice(item))
+    return done
+
+
+def _needs_voice(item: Item) -> bool:
+    return not item.audio and not item.fault and item.kind != "typed"
+
+
+def _spoken(item: Item, spec: str, identity: str) -> Item:
+    path = weights.home() / "voiced" / f"{digest([identity, item.language, item.question, 1])}.flac"
+    if not path.exists():
+        engine, voice = _voice(spec)
+        # Drawn from the text, so that two data sets with the same question share its speech.
+        seed = seed_of(f"voiced/{item.question}") % 2**32
+        try:
+            wave = engine.synthesize(speakable(item.question, item.language), voice, 1.0, seed)
+        except UnspeakableText as error:
+            return replace(item, fault=str(error))
+        _write(path, audio.to_flac_bytes(audio.decode((engine.sample_rate, wave))))
+    return replace(item, audio=(str(path),))
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        raise LlasmError(f"{path}: cannot write speech ({error}); LLASM_HOME moves the cache") from error
