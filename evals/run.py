@@ -47,13 +47,13 @@ IDENTITY = ("format", "settings", "model", "data", "asr", "voice", "noise")
 def evaluate(settings: Settings) -> Path:
     """Runs what is not answered yet; scores and reports once all shards are. Returns the folder."""
     out = Path(settings.out)
-    facts = _facts(settings)  # what is missing or misnamed is told before any weights load
+    facts = run_facts(settings)  # what is missing or misnamed is told before any weights load
     logs = out / "events"
     index, n_parts = settings.part()
     log = logs / f"{index + 1}-of-{n_parts}.jsonl"
     if log.exists() and not settings.resume:
         raise LlasmError(f"{out}: holds answers of a run; go on with it by --resume, or choose another --out")
-    items = [item for task in settings.tasks for item in _items(settings, task)]
+    items = [item for task in settings.tasks for item in items_of(settings, task)]
     facts["data"] = {task: digest([i.row() for i in items if i.task == task]) for task in settings.tasks}
     with _claimed(out, log):
         _write_plan(out, facts, items)
@@ -92,7 +92,8 @@ def _judge(url: str | None, model: str, out: Path) -> Judge | None:
     return Judge(url, model, out) if url else None
 
 
-def _items(settings: Settings, task: str) -> list[Item]:
+def items_of(settings: Settings, task: str) -> list[Item]:
+    """The task's items with their audio, spoken where there was none."""
     items = TASKS[task].read(_data_of(settings, task), settings.limit)
     if any(condition.hears for condition in settings.all_conditions()):
         items = voiced(items, settings.voice)
@@ -117,7 +118,8 @@ def _data_of(settings: Settings, task: str) -> str | None:
 # ---- what the run depends on
 
 
-def _facts(settings: Settings) -> dict[str, Any]:
+def run_facts(settings: Settings) -> dict[str, Any]:
+    """What run.json holds but for the data. Raises LlasmError where the model, recogniser or voice is not to be had."""
     conditions = settings.all_conditions()
     asked = ("model", "task", "data", "conditions", "asr", "voice", "snr", "noise", "speed", "telephone")
     facts: dict[str, Any] = {
@@ -232,7 +234,7 @@ def _answer(settings: Settings, mine: list[results.Planned], log: Path, logs: Pa
 
         faulty = [p for p in todo if p.item.fault]
         write([_fault_event(p) for p in faulty])
-        works = _batches(settings, [p for p in todo if not p.item.fault])
+        works = batches(settings, [p for p in todo if not p.item.fault])
         n_done = len(mine) - sum(len(work.items) for work in works)
         with tqdm(total=len(mine), initial=n_done, desc="answer", unit="item") as bar:
             for found in RUNNERS[settings.runner](works, max(1, n_gpus()), True) if works else ():
@@ -252,7 +254,7 @@ def _fault_event(planned: results.Planned) -> Event:
     return {**facts, "condition": str(planned.condition), "error": item.fault}
 
 
-def _batches(settings: Settings, todo: list[results.Planned]) -> list[Batch]:
+def batches(settings: Settings, todo: list[results.Planned]) -> list[Batch]:
     """Batches under one condition, of items of a like length, so that little of a batch is padding."""
 
     def where(planned: results.Planned) -> tuple[str, str]:

@@ -1,0 +1,200 @@
+"""Each task reads the layout that its authors publish (made here by hand, after theirs)."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from llasm import audio
+from llasm.errors import LlasmError
+from llasm.evals.conditions import Condition, Variation, heard
+from llasm.evals.items import Item, from_row, hashed
+from llasm.evals.tasks import TASKS
+from llasm.evals.voicebench import options_in
+from llasm.evals.voiced import voiced
+
+
+def clip(path, seconds=0.1):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, 0.1 * np.ones(int(16000 * seconds), np.float32), 16000)
+
+
+def jsonl(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read(task, place, limit=None):
+    items = TASKS[task].read(str(place), limit)
+    assert not [item.fault for item in items if item.fault]
+    return items
+
+
+def test_llama_questions(tmp_path):
+    clip(tmp_path / "1.wav")
+    table = 'Questions\tAnswer\tWav Filename\nWho painted "Mona Lisa"?\tLeonardo da Vinci \t1.wav\n'
+    (tmp_path / "llama_questions_300.tsv").write_text(table)
+    [item] = read("llama_questions", tmp_path)
+    assert item.question == 'Who painted "Mona Lisa"?' and item.answers == ("Leonardo da Vinci",)
+    assert len(audio.decode(item.audio[0])) == 1600
+
+
+def test_webquestions_in_both_layouts(tmp_path):
+    target = '(list (description "Jazmyn Bieber") (description Jaxon))'
+    rows = [{"url": "u", "utterance": "who is bieber's sister?", "targetValue": target}]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/webquestions.examples.test.json").write_text(json.dumps(rows))
+    [item] = read("webquestions", tmp_path / "a")
+    assert item.answers == ("Jazmyn Bieber", "Jaxon") and item.question == "who is bieber's sister?"
+    jsonl(tmp_path / "b/webquestions_devtest.jsonl", {"id": "w-0", "question": "where?", "answers": ["Bali"]})
+    jsonl(tmp_path / "b/webquestions_val.jsonl", {"id": "w-1", "question": "who?", "answers": ["Me"]})
+    jsonl(tmp_path / "b/open_trivia.jsonl", {"id": "o"})
+    items = read("webquestions", tmp_path / "b")
+    assert [(i.id, i.group) for i in items] == [("w-0", "webquestions_devtest"), ("w-1", "webquestions_val")]
+    assert len(read("webquestions", tmp_path / "b", limit=1)) == 1
+
+
+def test_triviaqa(tmp_path):
+    answer = {"Value": "Sinclair Lewis", "Aliases": ["Lewis", "Sinclair Lewis"], "NormalizedAliases": []}
+    record = {"Question": "Who was first?", "QuestionId": "tc_1", "Answer": answer}
+    (tmp_path / "qa").mkdir()
+    (tmp_path / "qa/wikipedia-dev.json").write_text(json.dumps({"Data": [record], "Version": 1.0}))
+    [item] = read("triviaqa", tmp_path)
+    assert item.id == "tc_1" and item.answers == ("Sinclair Lewis", "Lewis")
+    (tmp_path / "qa/wikipedia-dev.json").write_text("[]")
+    with pytest.raises(LlasmError, match="another layout"):
+        TASKS["triviaqa"].read(str(tmp_path))
+
+
+def test_nq_open(tmp_path):
+    jsonl(tmp_path / "NQ-open.dev.jsonl", {"question": "when was it", "answer": ["14 December 1972", "1972"]})
+    [item] = read("nq_open", tmp_path)
+    assert item.answers == ("14 December 1972", "1972") and item.id == "NQ-open.dev-1"
+
+
+def test_sd_qa(tmp_path):
+    folder = tmp_path / "dev/eng/aus"
+    answered = {"example_id": -12, "question": "win was it", "answers": ["1920s"], "has_answer": True}
+    unanswered = {"example_id": 13, "question": "why", "answers": [], "answer": "-1", "has_answer": False}
+    for recogniser in ("en-AU", "en-US"):
+        jsonl(folder / f"english.dev.aus-{recogniser}.triples.jsonl", answered, unanswered)
+    (tmp_path / "dev/eng/english.dev.txt").write_text("ID\tin XOR dev\tsentence\n-12\tFalse\tWhen was it?\n")
+    clip(folder / "wav_eng/-12.wav")
+    [item] = read("sd_qa", tmp_path)
+    assert item.question == "When was it?" and item.group == "aus" and item.answers == ("1920s",)
+    assert len(audio.decode(item.audio[0])) == 1600
+
+
+def test_spoken_squad(tmp_path):
+    answers = [{"answer_start": 1, "text": "denver broncos"}] * 3
+    qas = [{"answers": answers, "question": "Which team?", "id": "56be"}]
+    data = {"data": [{"title": "t", "paragraphs": [{"context": "super bowl fifty. it was.", "qas": qas}]}]}
+    (tmp_path / "spoken_test-v1.1.json").write_text(json.dumps(data))
+    for i in (0, 1, 10, 2):
+        clip(tmp_path / f"dev_wav/0_0_{i}.wav")
+    [item] = read("spoken_squad", tmp_path)
+    assert item.answers == ("denver broncos",) and item.typed == "Which team?" and item.question.startswith("super")
+    assert [path.rpartition("_")[2] for path in item.audio] == ["0.wav", "1.wav", "2.wav", "10.wav"]
+
+
+def test_voicebench(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    clip(tmp_path / "x.wav")
+    sound = {"bytes": (tmp_path / "x.wav").read_bytes(), "path": "x.wav"}
+
+    def subset(name, **columns):
+        (tmp_path / name).mkdir()
+        table = pyarrow.table({"audio": [sound], **{key: [value] for key, value in columns.items()}})
+        pyarrow.parquet.write_table(table, tmp_path / name / "test-00000-of-00001.parquet")
+
+    prompt = "What is wet? \nA. fire\nB. water\nC. sand\nD. air"
+    subset("commoneval", prompt="How are you?")
+    subset("sd-qa", prompt="When was it?", reference="the 1920s")
+    subset("openbookqa", prompt=prompt, reference="B")
+    [item] = read("voicebench_open", tmp_path / "commoneval")
+    assert item.kind == "open" and item.group == "commoneval" and len(audio.decode(item.audio[0])) == 1600
+    [item] = read("voicebench_qa", tmp_path / "sd-qa")
+    assert item.answers == ("the 1920s",)
+    [item] = read("voicebench_choice", tmp_path / "openbookqa")
+    assert item.answers == ("B",) and item.choices == {"A": "fire", "B": "water", "C": "sand", "D": "air"}
+    assert options_in("Pick one: A) red B) dark blue") == {"A": "red", "B": "dark blue"}
+    assert options_in("no options here") == {"A": "", "B": "", "C": "", "D": ""}
+
+
+def test_big_bench_audio(tmp_path):
+    rows = [
+        {"id": 0, "category": "formal_fallacies", "official_answer": "invalid", "file_name": "data/question_0.mp3"},
+        {"id": 1, "category": "object_counting", "official_answer": "7", "file_name": "data/question_1.mp3"},
+    ]
+    jsonl(tmp_path / "metadata.jsonl", *rows)
+    first, second = read("big_bench_audio", tmp_path)
+    assert first.kind == "choice" and first.answers == ("invalid",) and first.group == "formal_fallacies"
+    assert second.kind == "qa" and second.audio == (str(tmp_path / "data/question_1.mp3"),)
+
+
+def test_custom_tables(tmp_path):
+    (tmp_path / "questions.csv").write_text("audio,question,answers\n1.wav,Which city?,Rome|Roma\n")
+    [item] = read("custom", tmp_path)
+    assert item.answers == ("Rome", "Roma") and item.audio == (str(tmp_path / "1.wav"),)
+    jsonl(tmp_path / "c.jsonl", {"text": "Which?", "choices": ["red", "blue"], "answer": "Blue"})
+    [item] = read("custom", tmp_path / "c.jsonl")
+    assert item.kind == "choice" and item.answers == ("B",) and item.typed.startswith("A. red\nB. blue\n")
+    jsonl(tmp_path / "d.jsonl", {"text": "Which?", "choices": ["red", "blue"], "answer": "green"})
+    [item] = TASKS["custom"].read(str(tmp_path / "d.jsonl"))
+    assert "none of the choices" in item.fault
+    (tmp_path / "metadata.csv").write_text("file_name,question,answer\nx.flac,How many?,0\n")
+    [item] = read("custom", tmp_path)
+    assert item.answers == ("0",) and item.audio == (str(tmp_path / "x.flac"),)
+
+
+def test_transcription_and_no_speech(tmp_path):
+    jsonl(tmp_path / "manifest.jsonl", {"id": "a", "audio": "a.flac", "text": "It was late."})
+    [item] = read("transcription", tmp_path)
+    assert item.answers == ("It was late.",) and "Repeat" in item.typed
+    generated = TASKS["no_speech"].read(None)
+    assert {item.group for item in generated} == {"silence", "noise", "music"}
+    assert [hashed(i).clip_hashes for i in generated] == [hashed(i).clip_hashes for i in TASKS["no_speech"].read(None)]
+    clip(tmp_path / "fan/1.wav")
+    [item] = TASKS["no_speech"].read(str(tmp_path / "fan"))
+    assert item.id == "1.wav"
+
+
+def test_a_folder_without_the_layout_is_an_error(tmp_path):
+    with pytest.raises(LlasmError, match=r"holds no llama_questions\*\.tsv"):
+        TASKS["llama_questions"].read(str(tmp_path))
+
+
+def test_an_item_and_its_row(tmp_path):
+    clip(tmp_path / "a.wav")
+    item = hashed(Item(id="1", task="custom", question="q", answers=("a", "b"), audio=(str(tmp_path / "a.wav"),)))
+    assert from_row(json.loads(json.dumps(item.row()))) == item
+
+
+def test_questions_without_audio_are_spoken_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLASM_HOME", str(tmp_path))
+    items = [Item(id="1", task="t", question="What is the capital of France?"), Item(id="2", task="t", question="?!")]
+    first, second = voiced(items, "hibari")
+    assert 1 < len(audio.decode(first.audio[0])) / 16000 < 4 and "nothing to speak" in second.fault
+    [made] = (tmp_path / "voiced").glob("*.flac")
+    stamp = made.stat().st_mtime_ns
+    assert voiced(items, "hibari")[0] == first and made.stat().st_mtime_ns == stamp
+
+
+def test_what_befalls_the_audio(tmp_path):
+    rng = np.random.default_rng(0)
+    wave = (0.3 * np.sin(np.arange(32000) * 0.2) + 0.001 * rng.standard_normal(32000)).astype(np.float32)
+    item = Item(id="1", task="t", audio=(wave,))
+    for name, value in (("snr", 10.0), ("speed", 2.0), ("telephone", None)):
+        condition = Condition("speech", Variation(name, value))
+        assert Condition.parse(str(condition)) == condition
+        [changed] = heard(item, condition, None)
+        assert np.array_equal(changed, heard(item, condition, None)[0])
+        assert len(changed) == pytest.approx(16000 if name == "speed" else 32000, rel=0.02)
+        if name == "snr":
+            noise = changed * (np.abs(wave).max() / np.abs(wave).max()) - wave
+            ratio = 10 * np.log10(np.mean(wave**2) / np.mean(noise**2))
+            assert ratio == pytest.approx(10, abs=1.5)
+    assert Condition.parse("cascade@snr-2.5") == Condition("cascade", Variation("snr", -2.5))
