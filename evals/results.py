@@ -78,8 +78,10 @@ def load(out: Path) -> Run:
     facts, items = _facts(out), _items(out)
     predictions = {}
     for task in items:
-        for file in sorted((out / "predictions").glob(f"{task}.*.jsonl")):
-            predictions[task, file.name[len(task) + 1 : -len(".jsonl")]] = list(read_log(file))
+        for condition in dict.fromkeys([*facts["conditions"], "text", BASE]):
+            file = out / "predictions" / f"{task}.{condition}.jsonl"
+            if file.exists():
+                predictions[task, condition] = list(read_log(file))
     if not predictions:
         raise LlasmError(f"{out}: holds no predictions; finish the run with llasm eval … --resume")
 
@@ -99,8 +101,9 @@ def _facts(out: Path) -> Row:
 
 
 def _items(out: Path) -> dict[str, list[Item]]:
-    files = sorted((out / "items").glob("*.jsonl"))
-    return {file.stem: [from_row(row) for row in read_log(file)] for file in files}
+    """By task, in the order they were asked."""
+    tasks = _facts(out)["data"]
+    return {task: [from_row(row) for row in read_log(out / "items" / f"{task}.jsonl")] for task in tasks}
 
 
 def assemble(out: Path) -> int:
@@ -145,7 +148,7 @@ def score(out: Path, judge: Judge | None) -> None:
     """Writes verdicts.jsonl and scores.json of the saved predictions."""
     run = load(out)
     verdicts = []
-    for (task, condition), predictions in sorted(run.predictions.items()):
+    for (task, condition), predictions in run.predictions.items():
         before = {row["id"]: row["text"] for row in run.predictions.get((task, BASE), []) if "text" in row}
         found = []
         for row in predictions:

@@ -56,10 +56,9 @@ def questions(folder, n, answers=None, **columns):
     for i in range(n):
         tone = 0.1 * np.sin(np.arange(STEP * (i + 1)) / 5).astype(np.float32)
         soundfile.write(folder / f"{i}.wav", tone, 16000)
-        row = {"id": f"q{i}", "audio": f"{i}.wav", "question": f"question {i}"}
-        rows.append(
-            row | {"answers": answers[i] if answers else [f"right {i}"]} | {k: v[i] for k, v in columns.items()}
-        )
+        right = answers[i] if answers else [f"right {i}"]
+        row = {"id": f"q{i}", "audio": f"{i}.wav", "question": f"question {i}", "answers": right}
+        rows.append(row | {name: values[i] for name, values in columns.items()})
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 

@@ -55,7 +55,7 @@ def test_a_model_that_answers_silence_is_reported(tmp_path, monkeypatch):
     use(monkeypatch, lambda index, typed: "The capital of France is Paris.")
     out = evaluated(None, tmp_path / "talks", task="no_speech")
     assert set(scores_of(out, "no_speech")["conditions"]) == {"speech", "cascade"}
-    assert "yet the model answers: 100.0 % (cascade), 100.0 % (speech)" in (out / "report.md").read_text()
+    assert "yet the model answers: 100.0 % (speech), 100.0 % (cascade)" in (out / "report.md").read_text()
     use(monkeypatch, lambda index, typed: "I didn't hear anyone speak. Could you say that again?")
     out = evaluated(None, tmp_path / "quiet", task="no_speech")
     assert scores_of(out, "no_speech")["conditions"]["speech"]["score"][0] == 0
