@@ -32,7 +32,7 @@ def compare(first: Path, second: Path) -> str:
     if not rows:
         raise LlasmError(f"{first} and {second} share no task, condition and item")
     heads = ["task", "given", "metric", "A", "B", "A - B", "95 % interval", "p", "items", "left out"]
-    names = [f"{letter}: {run.facts['model']['name']} ({run.out})" for letter, run in (("A", ours), ("B", theirs))]
+    names = [f"{letter}: {run.facts['settings']['model']} ({run.out})" for letter, run in (("A", ours), ("B", theirs))]
     note = "Left out: items that only one of the two asked, asked otherwise, or could not score."
     return "\n".join([*names, "", *markdown_table(heads, rows), "", note])
 

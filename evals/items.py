@@ -15,6 +15,9 @@ from llasm.errors import LlasmError
 Kind = Literal["qa", "choice", "open", "transcription", "no_speech", "typed"]
 
 
+HAN = "㐀-䶿一-鿿"  # ranges of Chinese characters, for regular expressions
+
+
 @dataclass(frozen=True)
 class Item:
     id: str
@@ -37,6 +40,11 @@ class Item:
     language: str = "en"
     fault: str = ""
     """Why it cannot be evaluated; it is then reported, and not scored."""
+
+    def content(self) -> list[Any]:
+        """All that it says, wherever its files lie."""
+        row = self.row()
+        return [row | {"audio": self.clip_hashes, "fault": bool(self.fault)}]
 
     def row(self) -> dict[str, Any]:
         """As JSON holds it, each clip by its hash (and its path, if it is a file)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from llasm.draws import generator
 from llasm.errors import LlasmError
 from llasm.records import Record, audio_files
 
-from .items import Item
+from .items import HAN, Item
 from .task import Task, clips, field, row_id, texts
 
 LETTERS = "ABCDEFGHIJ"
@@ -45,15 +46,24 @@ class Custom(Task):
             id=str(record.get("id") or row_id(where)),
             task=self.name,
             kind="choice" if choices else self.kind,
-            question=str(field(record, *_QUESTION, default="") or "").strip(),
+            question=str(_question(record)).strip(),
             answers=tuple(_label(answer, choices) for answer in answers),
             audio=audio,
             choices=choices,
             typed=f"{typed}\nAnswer with the letter of one option." if choices else "",
             group=str(record.get("group") or ""),
-            language=str(record.get("language") or "en"),
+            language=_language(record),
             fault=silent,
         )
+
+
+def _language(record: Record) -> str:
+    """What the record says, else by the script of its question."""
+    return str(record.get("language") or ("zh" if re.search(f"[{HAN}]", str(_question(record))) else "en"))
+
+
+def _question(record: Record) -> Any:
+    return field(record, *_QUESTION, default="")
 
 
 def _several(value: Any) -> tuple[str, ...]:
@@ -85,7 +95,7 @@ class Transcription(Custom):
             answers=(words,),
             audio=clips(record, where, *_AUDIO),
             typed=self.ask,
-            language=str(record.get("language") or "en"),
+            language=_language(record),
         )
 
 

@@ -113,6 +113,11 @@ def _cost_tables(run: Run) -> Iterator[Table]:
             "Asked one by one, from the wave in memory; median (90th percentile). encode: mel, encoder, adapter; "
             "prefill: prompt to first token; first_token and total count from the start, transcribing included."
         )
+        for task in run.scores:
+            if (task, "speech") in latencies and (task, "cascade") in latencies:
+                times = [[t["first_token"] for t in latencies[task, kind]] for kind in ("speech", "cascade")]
+                ours, theirs = map(np.median, times)
+                note += f" {task}: the first token of speech takes {ours / theirs:.2f} of the cascade's time."
         yield "Latency in ms", note, ["task", "given", *[s.replace("_", " ") for s in STAGES], "items"], rows
     rows = [[task, condition, *_throughput(found)] for (task, condition), found in _by_place(run, "answer").items()]
     heads = ["task", "given", "items/s", "real-time factor", "audio s", "audio tokens an item", "peak memory MB"]
@@ -289,11 +294,11 @@ def _clip(run: Run, prediction: Row) -> Path:
 
 
 def _head(run: Run) -> str:
-    settings, model = run.facts["settings"], run.facts["model"]
+    settings, model_hash = run.facts["settings"], run.facts["model"]["sha256"]
     names = ", ".join(f"{name} {of}" for name, of in run.facts["versions"].items() if of)
     revision = run.facts["git"] or "unknown"
     facts = [
-        f"Model {model['name']} (sha256 {model['sha256'][:12]}), at most {settings['max_new_tokens']} tokens, greedy.",
+        f"Model {settings['model']} (sha256 {model_hash[:12]}), greedy, at most {run.facts['max_new_tokens']} tokens.",
         f"Recogniser {settings['asr']}, voice {settings['voice']}." if run.facts["asr"] else "",
         f"Data {', '.join(f'{task} {sha[:12]}' for task, sha in run.facts['data'].items())}.",
         f"Revision {revision}; {names}.",

@@ -42,20 +42,20 @@ class Planned:
 def plan(facts: Row, items: Iterable[Item]) -> list[Planned]:
     """Every (item, condition) of a run, by a key that names all that the answer depends on."""
     asked = [Condition.parse(text) for text in facts["conditions"]]
+    model, bases = facts["model"]["sha256"], facts["model"]["bases"]
     found = []
     for item in items:
         content = [item.task, item.id, item.question, item.typed, item.clip_hashes]
         for condition in conditions_of(item, asked):
             varied = condition.variation
             of_run = [
-                facts["model"]["bases"]
-                if condition.kind == BASE
-                else [facts["model"]["sha256"], facts["model"]["bases"]],
-                facts["settings"]["max_new_tokens"],
+                [bases, None if condition.kind == BASE else model],
+                facts["max_new_tokens"],
                 [facts["asr"], item.language] if condition.kind == "cascade" else None,
                 facts["noise"] if varied and varied.name == "snr" else None,
             ]
-            key = digest([of_run, str(condition), content if condition.hears else content[:4], item.fault])
+            asked_of = content if condition.hears else content[:4]
+            key = digest([of_run, str(condition), asked_of, bool(item.fault)])
             found.append(Planned(item, condition, key))
     return found
 

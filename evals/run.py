@@ -40,8 +40,9 @@ from .tasks import TASKS
 from .voiced import voice_identity, voiced
 
 PACKAGES = ("llasm", "torch", "transformers", "openai-whisper", "numpy", "scipy", "soxr")
-# Of run.json: another of these would be another run. Versions and revision are only told.
-IDENTITY = ("format", "settings", "model", "data", "asr", "voice", "noise")
+# Of run.json: another of these would be another run. Versions and revision are only told, and where model and data
+# lie does not matter: their hashes are compared.
+IDENTITY = ("format", "conditions", "max_new_tokens", "model", "data", "asr", "voice", "noise")
 
 
 def evaluate(settings: Settings) -> Path:
@@ -54,11 +55,14 @@ def evaluate(settings: Settings) -> Path:
     if log.exists() and not settings.resume:
         raise LlasmError(f"{out}: holds answers of a run; go on with it by --resume, or choose another --out")
     items = [item for task in settings.tasks for item in items_of(settings, task)]
-    facts["data"] = {task: digest([i.row() for i in items if i.task == task]) for task in settings.tasks}
+    facts["data"] = {task: digest([item.content() for item in items if item.task == task]) for task in settings.tasks}
+    planned = {p.item.task for p in results.plan(facts, items)}
+    for task in settings.tasks:
+        if task not in planned:
+            raise LlasmError(f"task {task}: nothing to ask under conditions {settings.conditions}")
     with _claimed(out, log):
         _write_plan(out, facts, items)
-        keyed = results.plan(facts, items)
-        mine = [entry for i, entry in enumerate(keyed) if i % n_parts == index]
+        mine = results.plan(facts, items[index::n_parts])
         _answer(settings, mine, log, logs)
         missing = results.assemble(out)
         if missing:
@@ -124,7 +128,8 @@ def run_facts(settings: Settings) -> dict[str, Any]:
     asked = ("model", "task", "data", "conditions", "asr", "voice", "snr", "noise", "speed", "telephone")
     facts: dict[str, Any] = {
         "format": 1,
-        "settings": {name: getattr(settings, name) for name in (*asked, "limit", "max_new_tokens")},
+        "settings": {name: getattr(settings, name) for name in (*asked, "limit")},
+        "max_new_tokens": settings.max_new_tokens,
         "conditions": [str(condition) for condition in conditions],
         "model": _model_facts(settings.model),
         "asr": "",
@@ -150,7 +155,7 @@ def _model_facts(name: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise LlasmError(f"{directory}: no readable config.json, so this is not a llasm checkpoint") from error
     bases = {part: base["sha256"] for part, base in (config.get("bases") or {}).items()}
-    return {"name": str(name), "sha256": weights.content_hash(directory), "bases": bases}
+    return {"sha256": weights.content_hash(directory), "bases": bases}
 
 
 def _version(package: str) -> str | None:

@@ -13,12 +13,12 @@ from typing import Any
 
 from llasm import asr
 
-from .items import Item
+from .items import HAN, Item
 
 MONTHS = "january february march april may june july august september october november december".split()  # noqa: SIM905
 _MONTH = "|".join(f"{name}|{name[:3]}" for name in MONTHS) + "|sept"
 _DAY = r"(?:the )?(\d{1,2})(?:st|nd|rd|th)?"
-_HAN = re.compile(r"[㐀-䶿一-鿿]")
+_HAN = re.compile(f"[{HAN}]")
 _NUMBER_WORDS = {"none": "0", "once": "1 time", "twice": "2 times"}
 
 # What a refusal begins with, after `_plain`.
@@ -80,7 +80,7 @@ def _chinese(text: str) -> list[str]:
     text = asr.simplified(text).casefold()
     # Numbers of several characters and those before a unit; 一 is also a part of words.
     text = re.sub(r"[零〇一二两三四五六七八九十百千万亿]+", lambda found: _digits(found[0], cn2an), text)
-    return re.findall(r"[㐀-䶿一-鿿]|[^\W㐀-䶿一-鿿]+", text)
+    return re.findall(rf"[{HAN}]|[^\W{HAN}]+", text)
 
 
 def _digits(numeral: str, cn2an: Any) -> str:

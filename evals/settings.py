@@ -45,7 +45,7 @@ class Settings:
     telephone: bool = False
     """Also through a telephone: 300 to 3400 Hz, 8-bit mu-law (ITU-T G.711)."""
     batch_size: int = 32
-    """Questions answered at once; greedy answers do not depend on it."""
+    """Questions answered at once. Greedy answers do not depend on it (in float32, as on CPUs)."""
     max_new_tokens: int = 64
     """Length limit of an answer, in tokens."""
     limit: int | None = None

@@ -37,6 +37,7 @@ class VoiceBenchOpen(_VoiceBench):
     """alpacaeval, alpacaeval_full, commoneval, wildvoice: free answers, which only a judge can score."""
 
     name = "voicebench_open"
+    kind = "open"
     hub = "hlt-lab/voicebench:commoneval:test"
 
     def item(self, record: Record, where: str) -> Item:

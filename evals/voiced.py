@@ -12,7 +12,7 @@ from tqdm import tqdm
 from llasm import audio, weights
 from llasm.draws import seed_of
 from llasm.errors import LlasmError
-from llasm.tts import TTSEngine, UnspeakableText, identity_of, load_voice
+from llasm.tts import TTSEngine, UnspeakableText, find_voice, identity_of, load_voice
 from llasm.tts.speakable import speakable
 
 from .items import Item, digest
@@ -48,9 +48,12 @@ def _needs_voice(item: Item) -> bool:
 
 
 def _spoken(item: Item, spec: str, identity: str) -> Item:
+    engine, voice = _voice(spec)
+    language = find_voice(engine, voice).language
+    if not language.startswith(item.language):
+        return replace(item, fault=f"voice {spec} speaks {language}, the question is {item.language}; choose --voice")
     path = weights.home() / "voiced" / f"{digest([identity, item.language, item.question, 1])}.flac"
     if not path.exists():
-        engine, voice = _voice(spec)
         # Drawn from the text, so that two data sets with the same question share its speech.
         seed = seed_of(f"voiced/{item.question}") % 2**32
         try:

@@ -126,7 +126,7 @@ def test_another_run_is_not_mixed_into_a_folder(tmp_path, monkeypatch):
     data = questions(tmp_path / "data", 3)
     use(monkeypatch, gold)
     out = evaluated(data, tmp_path / "out")
-    with pytest.raises(LlasmError, match=r"max_new_tokens = 64, now 8; choose another"):
+    with pytest.raises(LlasmError, match="max_new_tokens 64, now 8; choose another"):
         evaluated(data, out, resume=True, max_new_tokens=8)
     questions(data, 4)
     with pytest.raises(LlasmError, match="run with data custom"):
