@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Custom(Task):
         # Not for a voice to speak: the other rows' speech is somebody else's.
         silent = "its audio is not named" if not audio and any(name in record for name in _AUDIO) else ""
         return Item(
-            id=str(record.get("id") or row_id(where)),
+            id=str(field(record, "id", default=row_id(where))),
             task=self.name,
             kind="choice" if choices else self.kind,
             question=str(_question(record)).strip(),
@@ -87,16 +88,8 @@ class Transcription(Custom):
 
     def item(self, record: Record, where: str) -> Item:
         words = str(field(record, *_QUESTION, "answer")).strip()
-        return Item(
-            id=str(record.get("id") or row_id(where)),
-            task=self.name,
-            kind="transcription",
-            question=words,
-            answers=(words,),
-            audio=clips(record, where, *_AUDIO),
-            typed=self.ask,
-            language=_language(record),
-        )
+        item = super().item({"question": words, **record, "answers": [words], "choices": None}, where)
+        return replace(item, typed=self.ask)
 
 
 class NoSpeech(Task):
@@ -156,7 +149,7 @@ class Typed(Custom):
 
     def item(self, record: Record, where: str) -> Item:
         question = str(field(record, *_QUESTION)).strip()
-        return Item(id=str(record.get("id") or row_id(where)), task=self.name, kind="typed", question=question)
+        return Item(id=str(field(record, "id", default=row_id(where))), task=self.name, kind="typed", question=question)
 
 
 PROMPTS = (

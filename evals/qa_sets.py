@@ -56,7 +56,9 @@ class WebQuestions(Task):
         else:
             answers = texts(record["answers"])
         question = field(record, "utterance", "question")
-        return Item(id=str(record.get("id") or row_id(where)), task=self.name, question=question, answers=answers)
+        return Item(
+            id=str(field(record, "id", default=row_id(where))), task=self.name, question=question, answers=answers
+        )
 
 
 class TriviaQA(Task):
@@ -101,7 +103,7 @@ class NQOpen(Task):
 
     def item(self, record: Record, where: str) -> Item:
         return Item(
-            id=str(record.get("id") or row_id(where)),
+            id=str(field(record, "id", default=row_id(where))),
             task=self.name,
             question=record["question"],
             answers=texts(field(record, "answer", "answers")),

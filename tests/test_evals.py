@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 from evals_fakes import evaluated, gold, questions, scores_of, use
+from filelock import FileLock
 
 from llasm.cli import main
 from llasm.errors import LlasmError
@@ -133,6 +134,24 @@ def test_another_run_is_not_mixed_into_a_folder(tmp_path, monkeypatch):
         evaluated(data, out, resume=True)
 
 
+def test_moved_data_are_the_same_data(tmp_path, monkeypatch):
+    data = questions(tmp_path / "data", 3)
+    model = use(monkeypatch, gold)
+    out = evaluated(data, tmp_path / "out")
+    evaluated(data.rename(tmp_path / "moved"), out, resume=True)
+    assert len(model.asked) == 9
+
+
+def test_one_process_a_shard(tmp_path, monkeypatch):
+    use(monkeypatch, gold)
+    (tmp_path / "out/events").mkdir(parents=True)
+    with (
+        FileLock(tmp_path / "out/events/1-of-1.lock"),
+        pytest.raises(LlasmError, match="another llasm eval is at work"),
+    ):
+        evaluated(questions(tmp_path / "data", 3), tmp_path / "out")
+
+
 def test_two_shards_are_one_run(tmp_path, monkeypatch, capsys):
     data = questions(tmp_path / "data", 11)
     use(monkeypatch, gold)
@@ -238,6 +257,12 @@ def test_bad_options_are_one_line_before_any_weights(tmp_path, monkeypatch, caps
     assert main(["eval", *argv]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and named in error
+
+
+def test_a_task_that_cannot_be_asked_so_is_refused(tmp_path, monkeypatch):
+    use(monkeypatch, gold)
+    with pytest.raises(LlasmError, match="nothing to ask under conditions text"):
+        evaluated(None, tmp_path / "out", task="no_speech", conditions="text")
 
 
 def test_a_repeated_id_is_refused(tmp_path, monkeypatch):
