@@ -203,7 +203,8 @@ def _bars(scores: dict[str, list[float]], title: str) -> Callable[[Any], None]:
         means = [mean for mean, _, _ in scores.values()]
         spread = _spread([(mean, low, high) for mean, low, high in scores.values()])
         axes.bar(range(len(means)), means, yerr=spread, color="#3366cc", capsize=4)
-        axes.set_xticks(range(len(means)), list(scores), rotation=30 if len(means) > 3 else 0, fontsize=8)
+        slant = {"rotation": 30, "ha": "right"} if len(means) > 3 else {}
+        axes.set_xticks(range(len(means)), list(scores), fontsize=8, **slant)
         axes.set(title=title, ylim=(0, None))
 
     return draw

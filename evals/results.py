@@ -238,7 +238,7 @@ def _compared(names: list[str]) -> list[tuple[str, str]]:
         one = Condition.parse(first)
         for second in names:
             other = Condition.parse(second)
-            kinds = (one.kind, other.kind) in GAPS and (one.variation == other.variation or not other.hears)
+            kinds = (one.kind, other.kind) in GAPS and one.variation == other.variation
             noisy = one.kind == other.kind and one.variation is not None and other.variation is None
             if kinds or noisy:
                 pairs.append((first, second))
