@@ -208,15 +208,8 @@ def load_recipe(argv: list[str]) -> Recipe:
     if argv and not argv[0].startswith("-"):
         where = str(recipe_path("data_gen", argv[0]))
         overrides = [f"--config={where}", *argv[1:]]
-    # YAML writes on_error; a hand would type --on-error as well.
-    overrides = [_with_underscores(word) for word in overrides]
     values = parse_options(_parser(), overrides, where)
     return Recipe(**{name: _as_dataclass(name, value) for name, value in values.items()})
-
-
-def _with_underscores(word: str) -> str:
-    key, equals, value = word.partition("=")
-    return (key.replace("-", "_").replace("__", "--", 1) if key.startswith("--") else key) + equals + value
 
 
 def _as_dataclass(name: str, value: Any) -> Any:

@@ -7,9 +7,9 @@ from functools import lru_cache
 from typing import Any
 
 from llasm import asr, audio
+from llasm.generator import identity_of
 from llasm.tts.speakable import speakable
 
-from .respond import identity_of
 from .rows import Row, drop, user_texts
 
 

@@ -19,11 +19,11 @@ from typing import Any
 
 from llasm import audio
 from llasm.errors import LlasmError
+from llasm.generator import generator_for, identity_of
 
 from .draws import pick, seed_of
 from .filter import answer_fault
 from .recipe import LANGUAGES, Filter
-from .respond import generator_for, identity_of
 from .rows import Row, all_texts, as_typed, drop, language_of, user_texts
 
 DETAIL = {

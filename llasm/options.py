@@ -22,12 +22,30 @@ def option_parser(settings: type, prog: str, description: str = "") -> Any:
 
 
 def parse_options(parser: Any, argv: list[str], where: str | Path) -> dict[str, Any]:
-    """Field values; an unknown key or a wrong type is a LlasmError that starts with `where`."""
+    """Field values; an unknown key or a wrong type is a LlasmError that starts with `where`.
+
+    `--on-error` is `--on_error`, and a switch may stand alone: `--resume` is `--resume true`.
+    """
     try:
-        fields = parser.parse_args(argv)
+        fields = parser.parse_args(_as_typed(parser, argv))
     except (ArgumentError, UnicodeDecodeError) as error:
         raise LlasmError(f"{where}: {' '.join(str(error).split())}") from error
     return {name: value for name, value in vars(fields).items() if name != "config"}
+
+
+def _as_typed(parser: Any, argv: list[str]) -> list[str]:
+    """YAML writes on_error; a hand would type --on-error, and a switch without its value."""
+    actions = [action for action in parser._actions if getattr(action, "_typehint", None) is bool]
+    switches = {option for action in actions for option in action.option_strings}
+    words = []
+    for i, word in enumerate(argv):
+        key, equals, value = word.partition("=")
+        if key.startswith("--"):
+            key = "--" + key[2:].replace("-", "_")
+            if key in switches and not equals and (i + 1 == len(argv) or argv[i + 1].startswith("--")):
+                equals, value = "=", "true"
+        words.append(key + equals + value)
+    return words
 
 
 def recipe_names(room: str) -> list[str]:
