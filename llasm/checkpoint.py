@@ -9,6 +9,7 @@ everything into one ordinary transformers directory.
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,30 @@ DEFAULT_MODEL = "llasm-tiny"
 WEIGHTS, LORA_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PEFT_PREFIX = "base_model.model."
 _PROJECTOR = "model.multi_modal_projector."
+_SHARED = (".safetensors", ".json", ".jinja", ".yaml", ".md", ".png", ".txt")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 def from_bases(
-    audio_base: str, text_base: str, adapter: AdapterConfig, dtype: torch.dtype = torch.float32
+    audio_base: str,
+    text_base: str,
+    adapter: AdapterConfig,
+    dtype: torch.dtype = torch.float32,
+    quantization: str = "none",
 ) -> tuple[LlasmForConditionalGeneration, LlasmProcessor]:
-    """An untrained adapter between two bases: embedded names, hub ids or directories."""
+    """An untrained adapter between two bases: embedded names, hub ids or directories.
+
+    dtype: of the bases; quantization: of the LLM, none, int8 or nf4. The adapter is float32.
+    """
+    config, processor = describe_bases(audio_base, text_base, adapter)
     audio_dir, text_dir = weights.resolve(audio_base), weights.resolve(text_base)
+    config.bases = {"audio": _identity(audio_base, audio_dir), "text": _identity(text_base, text_dir)}
+    return _assemble(config, audio_dir, text_dir, dtype, quantization), processor
+
+
+def describe_bases(audio_base: str, text_base: str, adapter: AdapterConfig) -> tuple[LlasmConfig, LlasmProcessor]:
+    """Configuration and processor of two bases, without their weights, so without `bases`' hashes."""
+    audio_dir, text_dir = (weights.resolve(base, with_weights=False) for base in (audio_base, text_base))
     processor = build_processor(audio_dir, text_dir, adapter.stack, adapter.rate)
     audio_config, text_config = AutoConfig.from_pretrained(audio_dir), AutoConfig.from_pretrained(text_dir)
     # Otherwise a checkpoint would tell where the bases lay on the machine that trained it.
@@ -46,9 +63,8 @@ def from_bases(
         text_config=text_config,
         adapter=vars(adapter),
         audio_token_id=processor.audio_token_id,
-        bases={"audio": _identity(audio_base, audio_dir), "text": _identity(text_base, text_dir)},
     )
-    return _assemble(config, audio_dir, text_dir, dtype), processor
+    return config, processor
 
 
 def _identity(name: str, directory: Path) -> dict[str, str | None]:
@@ -57,29 +73,57 @@ def _identity(name: str, directory: Path) -> dict[str, str | None]:
     return {"id": name, "revision": revision, "sha256": weights.content_hash(directory)}
 
 
+def outline(config: LlasmConfig) -> LlasmForConditionalGeneration:
+    """The model without weights, on torch's meta device: to count its parameters."""
+    with torch.device("meta"):
+        return LlasmForConditionalGeneration(config)
+
+
 def _assemble(
-    config: LlasmConfig, audio_dir: Path, text_dir: Path, dtype: torch.dtype
+    config: LlasmConfig, audio_dir: Path, text_dir: Path, dtype: torch.dtype, quantization: str = "none"
 ) -> LlasmForConditionalGeneration:
     """Puts the bases' own modules into the frame, so that nothing is initialised only to be overwritten."""
-    with torch.device("meta"):
-        model = LlasmForConditionalGeneration(config)
+    model = outline(config)
     tower = WhisperModel.from_pretrained(audio_dir, dtype=dtype).encoder
     tower.__class__ = LlasmAudioTower  # same parameters, another forward
-    llm = AutoModelForCausalLM.from_pretrained(text_dir, dtype=dtype)
+    llm = AutoModelForCausalLM.from_pretrained(text_dir, dtype=dtype, **_quantized(quantization))
     model.model.audio_tower = tower
     model.model.language_model = llm.model
     model.lm_head = llm.lm_head
     projector = build_adapter(config.adapter_config, config.audio_config.d_model, config.text_config.hidden_size)
-    model.model.multi_modal_projector = projector.to(dtype)
+    model.model.multi_modal_projector = projector
     model.generation_config = llm.generation_config
     return model.eval()
+
+
+def _quantized(quantization: str) -> dict[str, Any]:
+    """What loads an LLM in 8 or 4 bits; bitsandbytes leaves embeddings and head as they are."""
+    if quantization == "none":
+        return {}
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise LlasmError(f"quantization {quantization} needs bitsandbytes: pip install 'llasm[quant]'") from error
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "int8":
+        settings = BitsAndBytesConfig(load_in_8bit=True)
+    else:  # QLoRA's (arXiv 2305.14314, section 3)
+        settings = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": settings, "device_map": {"": device}}
 
 
 def save(model: Any, processor: LlasmProcessor, directory: Path) -> None:
     """Writes the trained part of a model (LoRA too if it is a PeftModel); bf16, safetensors."""
     directory.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "peft_config"):
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, save_embedding_layers=False)
         base = model.get_base_model()
         tensors = load_file(directory / WEIGHTS)
     else:
@@ -103,26 +147,59 @@ def load(
     Raises LlasmError when there is no such model, a file is a pickle or damaged, or a base's hash differs.
     """
     directory = locate(name)
+    config, processor = describe(directory)
+    if not (directory / WEIGHTS).exists():
+        merged = LlasmForConditionalGeneration.from_pretrained(directory, dtype=dtype)
+        return merged.eval(), processor
+    model = _load_parts(config, directory, dtype)
+    if (directory / LORA_CONFIG).exists():
+        from peft import PeftModel
+
+        # Merged at load: same logits (to 2e-7), no cost per token.
+        model = PeftModel.from_pretrained(model, directory).merge_and_unload()
+    model.model.multi_modal_projector.to(dtype)
+    return model, processor
+
+
+def load_to_train(
+    name: str | Path, dtype: torch.dtype = torch.float32, quantization: str = "none"
+) -> tuple[LlasmForConditionalGeneration, LlasmProcessor, Any]:
+    """A checkpoint with its adapter in float32 and its LoRA kept apart: (model, processor, PeftModel or None)."""
+    directory = locate(name)
+    config, processor = describe(directory)
+    if not (directory / WEIGHTS).exists():
+        raise LlasmError(f"{directory}: is a merged model; train on from the checkpoint that it was exported from")
+    model = _load_parts(config, directory, dtype, quantization)
+    if not (directory / LORA_CONFIG).exists():
+        return model, processor, None
+    from peft import PeftModel
+
+    return model, processor, PeftModel.from_pretrained(model, directory, is_trainable=True)
+
+
+def describe(directory: Path) -> tuple[LlasmConfig, LlasmProcessor]:
+    """Configuration and processor of a checkpoint's or merged model's directory; its weights are not read."""
     _refuse_pickles(directory)
     config_file = directory / "config.json"
     if not config_file.is_file():
         raise LlasmError(f"{directory}: no config.json, so this is not a llasm checkpoint")
     config = _read_config(config_file)
     try:
-        processor = LlasmProcessor.from_pretrained(directory)
+        return config, LlasmProcessor.from_pretrained(directory)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise LlasmError(f"{directory}: the processor's files are missing or damaged ({reason})") from error
-    if not (directory / WEIGHTS).exists():
-        merged = LlasmForConditionalGeneration.from_pretrained(directory, dtype=dtype)
-        return merged.eval(), processor
+
+
+def _load_parts(
+    config: LlasmConfig, directory: Path, dtype: torch.dtype, quantization: str = "none"
+) -> LlasmForConditionalGeneration:
+    """Bases and projection of a checkpoint, without its LoRA."""
     tensors = _read_weights(directory / WEIGHTS)
-    audio_dir, text_dir = (_checked_base(config, part, directory) for part in ("audio", "text"))
-    model = _assemble(config, audio_dir, text_dir, dtype)
-    if (directory / LORA_CONFIG).exists():
-        model = _with_lora(model, directory)
+    audio_dir, text_dir = (checked_base(config, part, directory) for part in ("audio", "text"))
+    model = _assemble(config, audio_dir, text_dir, dtype, quantization)
     _load_projector(model, tensors, directory / WEIGHTS)
-    return model, processor
+    return model
 
 
 def locate(name: str | Path) -> Path:
@@ -155,7 +232,8 @@ def _refuse_pickles(directory: Path) -> None:
             raise LlasmError(f"{path}: a pickle can run code when it is loaded; only safetensors are accepted")
 
 
-def _checked_base(config: LlasmConfig, part: str, directory: Path) -> Path:
+def checked_base(config: LlasmConfig, part: str, directory: Path) -> Path:
+    """The directory of a checkpoint's base, `audio` or `text`; LlasmError where its weights are other ones."""
     base = config.bases[part]
     base_dir = weights.resolve(str(base["id"]), revision=base.get("revision"))
     found = weights.content_hash(base_dir)
@@ -164,13 +242,6 @@ def _checked_base(config: LlasmConfig, part: str, directory: Path) -> Path:
             f"{directory}: was trained on {base['id']} with sha256 {base['sha256']}, but {base_dir} has {found}"
         )
     return base_dir
-
-
-def _with_lora(model: LlasmForConditionalGeneration, directory: Path) -> LlasmForConditionalGeneration:
-    from peft import PeftModel
-
-    # Merged at load: same logits (to 2e-7), no cost per token.
-    return PeftModel.from_pretrained(model, directory).merge_and_unload()
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -192,9 +263,26 @@ def _load_projector(model: LlasmForConditionalGeneration, tensors: dict[str, tor
 
 def merge(name: str | Path, output: Path) -> None:
     """Writes checkpoint and bases as one transformers directory, for `AutoModelForMultimodalLM` and others."""
-    if output.exists() and any(output.iterdir()):
-        raise LlasmError(f"{output}: is not empty; choose another output folder")
+    _refuse_to_overwrite(output)
     model, processor = load(name)
     model.config.architectures = [type(model).__name__]
     model.save_pretrained(output)
     processor.save_pretrained(output)
+
+
+def copy_adapter(name: str | Path, output: Path) -> None:
+    """Writes just what a checkpoint needs to be loaded, without snapshots and logs: to share it."""
+    _refuse_to_overwrite(output)
+    directory = locate(name)
+    describe(directory)
+    if not (directory / WEIGHTS).exists():
+        raise LlasmError(f"{directory}: is a merged model and holds no adapter of its own")
+    output.mkdir(parents=True, exist_ok=True)
+    for file in sorted(directory.iterdir()):
+        if file.is_file() and file.suffix in _SHARED:
+            shutil.copy2(file, output / file.name)
+
+
+def _refuse_to_overwrite(output: Path) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise LlasmError(f"{output}: is not empty; choose another output folder")

@@ -130,9 +130,14 @@ def _models(args: argparse.Namespace) -> None:
 
 
 def _add_export(jobs: Any) -> None:
-    parser = _job(jobs, "export", _export, "write checkpoint and bases as one transformers directory")
+    parser = _job(jobs, "export", _export, "write a model for others: one transformers directory, or the adapter alone")
     parser.add_argument("--model", default="llasm-tiny", help="llasm-tiny, a checkpoint's directory or a hub id")
-    parser.add_argument("--format", choices=["merged"], default="merged")
+    parser.add_argument(
+        "--format",
+        choices=["merged", "adapter"],
+        default="merged",
+        help="merged: checkpoint and bases as one transformers directory; adapter: the small checkpoint without logs",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
 
 
@@ -140,7 +145,7 @@ def _export(args: argparse.Namespace) -> None:
     quiet()
     from llasm import checkpoint
 
-    checkpoint.merge(args.model, args.output)
+    {"merged": checkpoint.merge, "adapter": checkpoint.copy_adapter}[args.format](args.model, args.output)
     print(args.output)
 
 
@@ -214,7 +219,8 @@ def _train(argv: list[str]) -> None:
     quiet()
     from llasm.train.run import train
 
-    print(train(recipe))
+    if output := train(recipe):
+        print(output)
 
 
 _EVAL_HELP = """\

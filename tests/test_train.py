@@ -1,6 +1,8 @@
 """Losses, data order and recipes, and both stages run for real on tiny random bases."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -17,18 +19,25 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+import llasm
+from llasm import checkpoint
 from llasm.adapter import AdapterConfig, build_adapter
+from llasm.audio import decode, to_flac_bytes
 from llasm.data_gen.build import build
 from llasm.data_gen.recipe import Recipe as DataRecipe
 from llasm.data_gen.recipe import Respond, Verify
 from llasm.errors import LlasmError
 from llasm.features import FeatureCache, mel
-from llasm.options import recipe_names
-from llasm.train.align import as_repetition, softened_kl, with_texts
+from llasm.options import recipe_names, recipe_path
+from llasm.processing_llasm import build_processor
+from llasm.train import guard
+from llasm.train.conversation import Renderer, with_texts
 from llasm.train.data import LengthGroupedOrder, Sample, split
-from llasm.train.ground import sampled_ctc_loss
-from llasm.train.recipe import Recipe, load_recipe
-from llasm.train.run import _StageTrainer, train
+from llasm.train.losses import sampled_ctc, softened_kl
+from llasm.train.recipe import Losses, Recipe, load_recipe
+from llasm.train.run import train
+from llasm.train.spoken import as_repetition
+from llasm.train.trainer import StageTrainer, last_snapshot
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -75,58 +84,154 @@ def recipe(stage, bases, spoken, output, **fields):
     small = AdapterConfig(width=32, n_layers=1, n_heads=2, rate="heard")
     defaults = {"n_steps": 2, "batch_size": 2, "held_out": 2, "eval_steps": 2, "save_steps": 2, "bf16": False}
     where = {"data": [spoken], "output": str(output), "cache": str(output.parent / "features")}
-    return Recipe(stage=stage, adapter=small, warmup_steps=0, n_negatives=20, **where, **bases, **defaults | fields)
+    small_run = {"adapter": small, "warmup_steps": 0, "n_negatives": 20, "n_examples": 1, "logging_steps": 1}
+    bases = {} if "init" in fields else bases
+    return Recipe(stage=stage, **small_run | where | bases | defaults | fields)
 
 
-def test_ground_then_align(bases, spoken, tmp_path, monkeypatch):
+def logged(output, name="loss"):
+    """step → value, of the training's log lines."""
+    return {line["step"]: line[name] for line in metrics_of(output)["log"] if name in line}
+
+
+def metrics_of(output):
+    return json.loads((output / "metrics.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
     monkeypatch.setenv("LLASM_HOME", str(tmp_path / "home"))
+
+
+# ---- the stages
+
+
+@pytest.fixture
+def few_guard_texts(monkeypatch):
+    """A random LLM writes nothing that anybody would read."""
+    monkeypatch.setattr(guard, "N_TEXTS", 4)
+    monkeypatch.setattr(guard, "N_HELD_OUT", 2)
+    monkeypatch.setattr(guard, "_write", lambda generator: [(f"Ask {i}.", "So it is.", i == 1) for i in range(6)])
+
+
+def test_ground_align_chat_and_what_they_leave(bases, spoken, tmp_path, few_guard_texts):
     ground = train(recipe("ground", bases, spoken, tmp_path / "ground"))
-    assert "token_error_rate" in json.loads((ground / "metrics.json").read_text())
-    with pytest.raises(LlasmError, match="holds"):
+    assert "token_error_rate" in metrics_of(ground)["held_out"]
+    assert metrics_of(ground)["unseen_words"]["words"]  # the held-out rows' numbers
+    with pytest.raises(LlasmError, match="finished checkpoint"):
         train(recipe("ground", bases, spoken, tmp_path / "ground"))
-    align = train(recipe("align", bases, spoken, tmp_path / "align", init=str(ground), ctc_weight=0.3))
-    metrics = json.loads((align / "metrics.json").read_text())
-    assert metrics["kl"] >= 0 and metrics["ctc"] > 0
+    align = train(recipe("align", bases, spoken, tmp_path / "align", init=str(ground)))
+    held_out = metrics_of(align)["held_out"]
+    assert held_out["kl"] >= 0 and held_out["ctc"] > 0
     before, after = load_file(ground / "adapter_model.safetensors"), load_file(align / "adapter_model.safetensors")
     assert before.keys() == after.keys() and any((before[k] != after[k]).any() for k in before)
+    chat = train(recipe("chat", bases, spoken, tmp_path / "chat", init=str(align), lora_learning_rate=1e-2))
+    held_out = metrics_of(chat)["held_out"]
+    assert held_out["ce"] > 0 and held_out["guard"] > 0 and held_out["ctc"] > 0
+    assert {"README.md", "loss.png", "recipe.yaml", "adapter_config.json"} <= {file.name for file in chat.iterdir()}
+    assert {"loss", "ce", "guard", "ctc", "samples_per_second", "tokens_per_second"} <= set(metrics_of(chat)["log"][0])
+    assert metrics_of(chat)["examples"][0].keys() == {"said", "answer", "wanted"}
+    assert load_recipe(str(chat / "recipe.yaml")).lora.rank == 16
+    changed = llasm.load(chat).model.model.language_model.layers[0].self_attn.q_proj.weight
+    assert not torch.equal(changed, llasm.load(align).model.model.language_model.layers[0].self_attn.q_proj.weight)
+    again = train(recipe("chat", bases, spoken, tmp_path / "again", init=str(chat)))  # LoRA is trained on
+    assert load_file(again / "adapter_model.safetensors").keys() == load_file(chat / "adapter_model.safetensors").keys()
+    with pytest.raises(LlasmError, match="holds LoRA, which stage align would lose"):
+        train(recipe("align", bases, spoken, tmp_path / "lost", init=str(chat)))
+    checkpoint.copy_adapter(chat, tmp_path / "shared")
+    assert not (tmp_path / "shared/snapshots").exists() and llasm.load(tmp_path / "shared")
 
 
-def test_a_resumed_run_ends_like_an_undisturbed_one(bases, spoken, tmp_path, monkeypatch):
-    monkeypatch.setenv("LLASM_HOME", str(tmp_path / "home"))
-    whole = train(recipe("ground", bases, spoken, tmp_path / "whole", n_steps=6))
-    cut = recipe("ground", bases, spoken, tmp_path / "cut", n_steps=6)
+@pytest.mark.parametrize("name", ["swiglu", "mlp", "linear", "conv"])
+def test_the_simpler_adapters_train_with_align_alone(name, bases, spoken, tmp_path):
+    out = train(recipe("align", bases, spoken, tmp_path / "out", adapter=AdapterConfig(name=name, width=32, stack=8)))
+    assert metrics_of(out)["held_out"].keys() == {"kl"}
+
+
+def test_losses_are_switched_by_name(bases, spoken, tmp_path, few_guard_texts):
+    only_ce = Losses(ctc=0, guard=0)
+    out = train(recipe("chat", bases, spoken, tmp_path / "out", losses=only_ce, activation_checkpointing=True))
+    assert metrics_of(out)["held_out"].keys() == {"ce"}
+    both = train(recipe("align", bases, spoken, tmp_path / "both", losses=Losses(ce=0.5), init=None, **bases))
+    assert metrics_of(both)["held_out"].keys() == {"ce", "ctc", "kl"}
+
+
+def test_accumulated_parts_give_the_step_of_the_whole(bases, spoken, tmp_path):
+    same = {"adapter": AdapterConfig(name="swiglu", width=32, stack=8), "batch_size": 4}  # without dropout
+    runs = {n: train(recipe("align", bases, spoken, tmp_path / str(n), accumulation=n, **same)) for n in (1, 4)}
+    assert logged(runs[4], "kl") == pytest.approx(logged(runs[1], "kl"), abs=1e-5)
+    assert logged(runs[4]) == pytest.approx(logged(runs[1]), abs=1e-5)
+
+
+# ---- resuming
+
+
+def test_a_run_interrupted_by_sigterm_goes_on_where_it_was(bases, spoken, tmp_path, monkeypatch):
+    whole = train(recipe("ground", bases, spoken, tmp_path / "whole", n_steps=6, save_steps=4))
+    cut = recipe("ground", bases, spoken, tmp_path / "cut", n_steps=6, save_steps=4)
     with monkeypatch.context() as patch:
-        patch.setattr("llasm.train.run._StageTrainer.evaluate", _interrupt_at(4))
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(StageTrainer, "evaluate", _terminate_at(4))
+        with pytest.raises(SystemExit) as stopped:
             train(cut)
+    assert stopped.value.code == 128 + signal.SIGTERM
     with pytest.raises(LlasmError, match="interrupted run"):
         train(cut)
     cut.resume = True
     train(cut)
-    expected, found = (load_file(f / "adapter_model.safetensors") for f in (whole, tmp_path / "cut"))
-    for name in expected:
-        torch.testing.assert_close(found[name].float(), expected[name].float(), atol=1e-3, rtol=1e-2)
+    assert logged(tmp_path / "cut") == pytest.approx(logged(whole), abs=1e-4)
 
 
-def _interrupt_at(step):
+def _terminate_at(step):
     def evaluate(self, *args, **kwargs):
         if self.state.global_step == step:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
         return whole(self, *args, **kwargs)
 
-    whole = _StageTrainer.evaluate
+    whole = StageTrainer.evaluate
     return evaluate
 
 
+def test_a_snapshot_cut_short_is_passed_over(tmp_path):
+    for step, state in ((10, '{"global_step": 10}'), (20, '{"glob'), (30, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state:
+            (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text(state)
+    assert last_snapshot(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+# ---- recipes and bad input
+
+
 @pytest.mark.parametrize("name", recipe_names("train"))
-def test_shipped_recipes_are_read(name):
-    assert load_recipe(name).stage in name
+def test_shipped_recipes_say_how_to_launch_them(name):
+    found = load_recipe(name)
+    assert found.stage in name
+    header = recipe_path("train", name).read_text().splitlines()[:12]
+    for field in ("launch:", "data:", "memory:", "time:"):
+        assert any(line.startswith(f"#   {field}") for line in header), field
 
 
-@pytest.mark.parametrize("fields", [{"data": []}, {"n_steps": 0}, {"repeat_share": 2}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"data": []},
+        {"n_steps": 0},
+        {"repeat_share": 2},
+        {"accumulation": 3},
+        {"learning_rate": 0.0},
+        {"losses": Losses(ctc=-1)},
+        {"losses": Losses(kl=1)},
+        {"losses": Losses(ctc=0)},
+    ],
+)
 def test_impossible_settings_are_refused(fields):
-    with pytest.raises(LlasmError, match=next(iter(fields))):
+    with pytest.raises(LlasmError, match=next(iter(fields)).replace("losses", "loss")):
         Recipe(**{"stage": "ground", "data": ["x"], "output": "y", **fields})
+
+
+def test_an_unknown_key_is_named():
+    with pytest.raises(LlasmError, match=r"tiny_chat.yaml: .*nonsense"):
+        load_recipe("tiny_chat", ["--nonsense", "1"])
 
 
 def test_a_vocabulary_sampled_whole_gives_the_full_ctc_loss():
@@ -138,8 +243,8 @@ def test_a_vocabulary_sampled_whole_gives_the_full_ctc_loss():
     losses = F.ctc_loss(
         logits.log_softmax(-1).transpose(0, 1), torch.cat(targets) + 1, steps, torch.tensor([3, 1]), reduction="none"
     )
-    found = sampled_ctc_loss(adapter, states, blank, steps, targets, table, n_negatives=5000)
-    torch.testing.assert_close(found, losses.sum() / 4)
+    found = sampled_ctc(adapter, states, blank, steps, targets, table, n_negatives=5000)
+    torch.testing.assert_close(found, losses.sum())
 
 
 def test_kl_is_zero_between_equals_and_reaches_the_student():
@@ -161,8 +266,8 @@ def test_repetition_and_transcripts():
 
 
 def test_order_follows_from_seed_and_epoch():
-    order, other = (LengthGroupedOrder(list(range(100)), 4, seed=1) for _ in range(2))
-    assert sorted(order) == list(range(100)) and list(order) == list(other)
+    order, other = (LengthGroupedOrder(list(range(102)), 4, seed=1) for _ in range(2))
+    assert len(order) == 100 and len(set(order)) == 100 and list(order) == list(other)
     other.set_epoch(1)
     assert list(order) != list(other)
 
@@ -170,22 +275,103 @@ def test_order_follows_from_seed_and_epoch():
 def test_held_out_rows_do_not_depend_on_the_order():
     samples = [Sample(str(i), [], [], [], False) for i in range(30)]
     assert {s.id for s in split(samples, 5, 0)[1]} == {s.id for s in split(samples[::-1], 5, 0)[1]}
-    with pytest.raises(LlasmError, match="held_out"):
-        split(samples, 30, 0)
+
+
+# ---- the loss mask
+
+CONVERSATION = [
+    {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+    {"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "and"}, {"type": "audio"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]},
+    {"role": "user", "content": [{"type": "audio"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "Two."}]},
+]
+
+
+@pytest.fixture(scope="module")
+def processor(bases):
+    return build_processor(bases["audio_base"], bases["text_base"], 4, "heard")
+
+
+def printed(rendered, processor):
+    """Token by token, what is learned in brackets."""
+    tokens = [processor.tokenizer.decode([i]) for i in rendered.ids]
+    return "".join(f"[{token}]" if learned else token for token, learned in zip(tokens, rendered.learned.tolist()))
+
+
+def test_only_the_assistants_turns_are_learned(processor):
+    rendered = Renderer(processor, {processor.tokenizer.eos_token_id})(CONVERSATION)
+    assert printed(rendered, processor) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\n<|audio|>\nand\n<|audio|><|im_end|>\n"
+        "<|im_start|>assistant\n[A][ ][c][a][t][.][<|im_end|>]\n"
+        "<|im_start|>user\n<|audio|><|im_end|>\n"
+        "<|im_start|>assistant\n[T][w][o][.][<|im_end|>]\n"
+    )
+    cut_off = Renderer(processor, {processor.tokenizer.eos_token_id})(CONVERSATION, truncated=True)
+    assert printed(cut_off, processor).endswith("[T][w][o][.]<|im_end|>\n")  # no false stop is taught
+
+
+def test_a_typed_conversation_has_the_same_answers(processor):
+    render = Renderer(processor, {processor.tokenizer.eos_token_id})
+    typed = render(with_texts(CONVERSATION, ["one", "two", "three"]))
+    assert "user\none\nand\ntwo<|im_end|>" in printed(typed, processor)
+    assert torch.equal(typed.answer, render(CONVERSATION).answer)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(bases):
+    processor = build_processor(bases["audio_base"], bases["text_base"], 4, "heard")
+    processor.chat_template = "{% for m in messages %}{{ messages | length }}{{ m.content }}{% endfor %}"
+    with pytest.raises(LlasmError, match="writes an earlier turn differently"):
+        Renderer(processor, set())([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+
+
+# ---- the feature cache
+
+
+def encode_mels(mels, mask):
+    return mels.transpose(1, 2)[:, ::2], mask.sum(1) // 2
+
+
+def some_clips(**lengths):
+    return {k: to_flac_bytes(np.sin(np.arange(n) / 9).astype(np.float32)) for k, n in lengths.items()}
 
 
 def test_feature_cache_survives_reopening_and_a_torn_line(tmp_path):
-    from llasm.audio import to_flac_bytes
-
-    clips = {k: to_flac_bytes(np.sin(np.arange(n) / 9).astype(np.float32)) for k, n in (("a", 3000), ("b", 20000))}
-    extractor = WhisperFeatureExtractor()
+    clips, extractor = some_clips(a=3000, b=20000), WhisperFeatureExtractor()
     cache = FeatureCache(tmp_path, 80)
-    cache.add_all(clips.items(), extractor, lambda m, mask: (m.transpose(1, 2)[:, ::2], mask.sum(1) // 2))
-    with open(tmp_path / "index.jsonl", "a") as index:
+    cache.add_all(clips.items(), extractor, encode_mels)
+    with open(next(tmp_path.glob("*.jsonl")), "a") as index:
         index.write('["c", 1')
     again = FeatureCache(tmp_path, 80)
     assert "c" not in again
-    from llasm.audio import decode
-
     expected = mel(extractor, decode(clips["b"])).T[::2].to(torch.bfloat16)
     torch.testing.assert_close(again.get("b"), expected)
+
+
+def test_runs_share_the_cache_and_see_what_others_added(tmp_path):
+    clips, extractor = some_clips(a=3000, b=4000, c=5000), WhisperFeatureExtractor()
+    one, other = FeatureCache(tmp_path, 80), FeatureCache(tmp_path, 80)
+    one.add_all(list(clips.items())[:2], extractor, encode_mels)
+    other.add_all(list(clips.items())[2:], extractor, encode_mels)
+    one.refresh()
+    assert all(key in one for key in clips) and one.n_frames("c") == len(one.get("c"))
+    assert one.n_frames("c") * 160 <= one.n_bytes(5000 / 16000)
+    n_files = len(list(tmp_path.iterdir()))
+    one.add_all(clips.items(), extractor, encode_mels)
+    assert len(list(tmp_path.iterdir())) == n_files  # nothing was encoded again
+
+
+def test_the_longest_unused_frames_make_room(tmp_path):
+    clips, extractor = some_clips(a=16000, b=16000), WhisperFeatureExtractor()
+    for number, (key, data) in enumerate(clips.items()):
+        cache = FeatureCache(tmp_path, 80)
+        cache.add_all([(key, data)], extractor, encode_mels)
+        for file in tmp_path.glob("*.frames"):
+            os.utime(file, (number, number)) if file.stat().st_mtime > 1000 else None
+    size = next(tmp_path.glob("*.frames")).stat().st_size
+    cache = FeatureCache(tmp_path, 80)
+    cache.make_room(n_bytes=size, limit_bytes=2 * size, keys=["a"])  # a is in use now, b is not
+    assert "a" in cache and "b" not in cache
+    with pytest.raises(LlasmError, match="raise cache_gb"):
+        cache.make_room(n_bytes=2 * size, limit_bytes=2 * size, keys=["a"])

@@ -37,71 +37,103 @@ class Sample:
     texts: list[str]  # what each audio says
     keys: list[str]  # one for each audio
     truncated: bool  # the answer was cut off: its end is no end of turn
+    seconds: float = 0.0  # of all its audio
+    origin: str = ""  # the data set's folder
+    licence: str = ""
 
 
-def read_rows(folder: str) -> Iterator[Row]:
-    """The rows of a data set folder, audio as `{"bytes", "path"}`."""
-    import pyarrow.parquet as parquet
-
+def shards(folder: str) -> list[Path]:
+    """The parquet files of a data set folder."""
     paths = sorted(Path(folder).glob("data/*.parquet"))
     if not paths:
         raise LlasmError(f"{folder}: holds no data/*.parquet; name a folder that `llasm data build` wrote")
-    for path in paths:
-        yield from parquet.read_table(path).to_pylist()
+    return paths
 
 
-def cached_samples(
-    folders: list[str], model: Any, processor: Any, cache_dir: str | None
-) -> tuple[list[Sample], FeatureCache]:
-    """All rows as samples; frames that are missing are encoded first, with a progress bar.
+def read_rows(folder: str) -> Iterator[tuple[str, Row]]:
+    """(file:row, row) of a data set folder, audio as `{"bytes", "path"}`."""
+    import pyarrow.parquet as parquet
 
-    The cache is shared by all runs with the same encoder: its folder is named after the encoder's hash.
-    """
-    bases = model.config.bases
+    for path in shards(folder):
+        table = parquet.read_table(path)
+        missing = {"id", "messages", "audios", "meta"} - set(table.column_names)
+        if missing:
+            raise LlasmError(
+                f"{path}: has no column {sorted(missing)[0]!r}, so it is no spoken data set; bring it into shape with "
+                f"`llasm data build --input {folder} --output DIR`"
+            )
+        for number, row in enumerate(table.to_pylist(), 1):
+            yield f"{path}:{number}", row
+
+
+def read_samples(folders: list[str]) -> list[Sample]:
+    """All rows; raises LlasmError, naming file and row, where one breaks the data set's contract."""
+    samples = []
+    for folder in folders:
+        for where, row in read_rows(folder):
+            meta = row["meta"]
+            missing = {"texts", "seconds", "truncated"} - set(meta)
+            if missing or not len(row["audios"]) == len(meta["texts"]) == len(meta["seconds"]):
+                fault = f"no meta.{sorted(missing)[0]}" if missing else "not one text and duration for each audio"
+                raise LlasmError(f"{where}: has {fault}; `llasm data check {folder}` tells more")
+            keys = [FeatureCache.key(audio["bytes"]) for audio in row["audios"]]
+            seconds, licence = sum(meta["seconds"]), meta.get("licence") or ""
+            identity = (row["id"], row["messages"], meta["texts"], keys, meta["truncated"])
+            samples.append(Sample(*identity, seconds, folder, licence))
+    return samples
+
+
+def open_cache(model: Any, cache_dir: str | None) -> FeatureCache:
+    """The cache of this model's encoder, shared by all runs: its folder is named after the encoder's hash."""
     root = Path(cache_dir) if cache_dir else weights.home() / "features"
-    cache = FeatureCache(root / bases["audio"]["sha256"][:16], model.config.audio_config.d_model)
-    samples: list[Sample] = []
+    return FeatureCache(root / model.config.bases["audio"]["sha256"][:16], model.config.audio_config.d_model)
+
+
+def encode_missing(
+    folders: list[str], cache: FeatureCache, model: Any, processor: Any, rank: int = 0, n_ranks: int = 1
+) -> None:
+    """Adds to the cache what is not there yet, each process its share of the clips, with a progress bar."""
 
     def clips() -> Iterator[tuple[str, bytes]]:
         for folder in folders:
-            for row in read_rows(folder):
-                keys = [FeatureCache.key(a["bytes"]) for a in row["audios"]]
-                yield from ((key, a["bytes"]) for key, a in zip(keys, row["audios"], strict=True))
-                meta = row["meta"]
-                samples.append(Sample(row["id"], row["messages"], meta["texts"], keys, meta["truncated"]))
+            for _, row in read_rows(folder):
+                for clip in row["audios"]:
+                    key = FeatureCache.key(clip["bytes"])
+                    if int(key, 16) % n_ranks == rank:
+                        yield key, clip["bytes"]
 
-    device = next(model.parameters()).device
-    # A bfloat16 copy is faster than autocast, which casts the weights anew in every call.
+    total = sum(1 for _ in clips())
+    with torch.inference_mode(), tqdm(total=total, desc="encode", unit="clip", disable=rank > 0) as bar:
+        device = next(model.parameters()).device
+        seconds = CPU_BATCH_SECONDS if device.type == "cpu" else GPU_BATCH_SECONDS
+        encode = encoder_of(model, device)
+        cache.add_all(clips(), processor.feature_extractor, encode, bar.update, seconds)
+
+
+def encoder_of(model: Any, device: Any) -> Any:
+    """Mels [A, mels, M] with their mask → frames [A, T, D] and counts [A], by a bfloat16 copy of the model's encoder.
+
+    The copy is 1.5 times faster than autocast, which casts the weights anew in every call.
+    """
     tower = copy.deepcopy(model.model.audio_tower).to(torch.bfloat16)
 
     def encode(mels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         frames = tower(mels.to(device), mask.to(device)).last_hidden_state
         return frames.cpu(), mask.sum(1) // 2
 
-    total = sum(_n_audios(folder) for folder in folders)
-    with torch.inference_mode(), tqdm(total=total, desc="encode", unit="clip") as bar:
-        batch_seconds = CPU_BATCH_SECONDS if device.type == "cpu" else GPU_BATCH_SECONDS
-        cache.add_all(clips(), processor.feature_extractor, encode, bar.update, batch_seconds)
-    return samples, cache
-
-
-def _n_audios(folder: str) -> int:
-    import pyarrow.parquet as parquet
-
-    paths = Path(folder).glob("data/*.parquet")
-    return sum(len(m["texts"]) for p in paths for m in parquet.read_table(p, columns=["meta"])["meta"].to_pylist())
+    return encode
 
 
 def split(samples: list[Sample], n_held_out: int, seed: int) -> tuple[list[Sample], list[Sample]]:
     """(train, held out): the rows whose hashed ids come first are held out, whatever the order of the rows."""
-    if n_held_out >= len(samples):
-        raise LlasmError(f"recipe: held_out is {n_held_out}, but the data holds only {len(samples)} rows")
     ranked = sorted(samples, key=lambda s: sha256(f"{seed}/{s.id}".encode()).digest())
     return ranked[n_held_out:], ranked[:n_held_out]
 
 
 def pad_frames(frames: list[Tensor]) -> tuple[Tensor, Tensor]:
     """[T_i, D] each → [B, max T, D] and the counts [B]."""
+    if not frames:
+        return torch.zeros(0, 0, 0), torch.zeros(0, dtype=torch.long)
     counts = torch.tensor([len(f) for f in frames])
     return torch.nn.utils.rnn.pad_sequence(frames, batch_first=True), counts
 
@@ -111,7 +143,8 @@ class Samples(Dataset):
 
     def __init__(self, samples: list[Sample], cache: FeatureCache) -> None:
         self.samples = samples
-        self.lengths = [sum(cache.n_frames(key) for key in s.keys) for s in samples]
+        # Encoder frames, 50 a second, and text, a few tokens a word, stand for the work that a row makes.
+        self.lengths = [sum(cache.n_frames(key) for key in s.keys) + _n_words(s) for s in samples]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -120,18 +153,27 @@ class Samples(Dataset):
         return self.samples[index]
 
 
+def _n_words(sample: Sample) -> int:
+    return sum(len((part.get("text") or "").split()) for m in sample.messages for part in m["content"])
+
+
 class LengthGroupedOrder(Sampler):
-    """Batches of like length in an order that follows from (seed, epoch) alone, so a resumed run repeats it."""
+    """Batches of like length in an order that follows from (seed, epoch) alone, so a resumed run repeats it.
+
+    batch_size: samples of a whole optimiser step, so that the order is the same on any number of processes.
+    """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        """Whole steps only: what a part of a step would be is shared out differently on other numbers of processes."""
+        return len(self.lengths) // self.batch_size * self.batch_size
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+        indices = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        return iter(indices[: len(self)])

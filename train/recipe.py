@@ -14,64 +14,158 @@ from llasm.options import option_parser, parse_options, recipe_names, recipe_pat
 
 
 @dataclass
+class Losses:
+    """Weights of the parts of the loss; 0 switches one off, and what is not given is the stage's own."""
+
+    ctc: float | None = None
+    """CTC of the aligner against the transcript, in the LLM's tokens (ground 1, align 0.3, chat 0.1; aligner only)."""
+    kl: float | None = None
+    """KL to the same LLM, without LoRA, that reads the transcript (align 1)."""
+    ce: float | None = None
+    """Cross-entropy of the assistant's turns (chat 1)."""
+    guard: float | None = None
+    """KL to the LLM without LoRA on typed text that it wrote itself, so that typed chat stays as it was (chat 1)."""
+
+
+STAGE_LOSSES: dict[str, dict[str, float]] = {
+    "ground": {"ctc": 1.0, "kl": 0.0, "ce": 0.0, "guard": 0.0},
+    "align": {"ctc": 0.3, "kl": 1.0, "ce": 0.0, "guard": 0.0},
+    "chat": {"ctc": 0.1, "kl": 0.0, "ce": 1.0, "guard": 1.0},
+}
+
+
+@dataclass
+class Lora:
+    """Low-rank updates of the LLM (arXiv 2106.09685), trained in stage `chat`; ignored where `init` brings its own."""
+
+    rank: int = 16
+    """Rank of the updates."""
+    alpha: int = 32
+    """The updates are scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout before the updates."""
+    targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+    """The LLM's linear layers that get one."""
+
+
+@dataclass
 class Recipe:
-    stage: Literal["ground", "align"]
-    """`ground`: the adapter learns by CTC to emit the LLM's tokens. `align`: KL to the same LLM on the transcript."""
+    stage: Literal["ground", "align", "chat"]
+    """`ground`: the aligner learns by CTC to emit the LLM's tokens. `align`: KL to the same LLM on the transcript.
+    `chat`: adapter and LoRA learn the assistant's turns of conversations."""
     data: list[str]
     """Spoken data sets: folders that `llasm data build` wrote."""
     output: str
-    """Folder for the checkpoint; an interrupted run in it is continued with --resume true."""
-    audio_base: str = "whisper-base"
-    """Whisper: an embedded name, a hub id, a directory or an openai-whisper .pt file."""
-    text_base: str = "smollm2-135m-instruct"
-    """The LLM: an embedded name, a hub id or a directory."""
+    """Folder for the checkpoint; an interrupted run in it is continued with --resume."""
+    audio_base: str | None = None
+    """Whisper: an embedded name, a hub id, a directory or an openai-whisper .pt file. Default: init's, else
+    whisper-base."""
+    text_base: str | None = None
+    """The LLM: an embedded name, a hub id or a directory. Default: init's, else smollm2-135m-instruct."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     """The projection adapter; ignored where `init` names a checkpoint."""
     init: str | None = None
-    """Checkpoint whose adapter the training starts from."""
+    """Checkpoint that the training starts from: llasm-tiny, a folder or a hub id."""
+    lora: Lora = field(default_factory=Lora)
+    """chat: the LLM's low-rank updates."""
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    """The frozen LLM in 8 or 4 bits (bitsandbytes; nf4 with LoRA is QLoRA, arXiv 2305.14314)."""
+    losses: Losses = field(default_factory=Losses)
+    """Weights of the parts of the loss."""
     n_steps: int = 1000
     """Optimiser steps; the learning rate follows a cosine to zero over them."""
     batch_size: int = 32
-    """Samples a step."""
+    """Samples a step, over all processes and accumulated parts together."""
+    accumulation: int = 1
+    """Parts that a step's samples are cut into, one after the other, to save memory; the result stays the same."""
     learning_rate: float = 1e-3
-    """Peak learning rate of the adapter (AdamW)."""
+    """Peak learning rate of the adapter."""
+    lora_learning_rate: float = 2e-4
+    """chat: peak learning rate of LoRA."""
     warmup_steps: int = 50
     """Steps of linear warm-up."""
     weight_decay: float = 0.01
     """AdamW's weight decay."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """AdamW, or bitsandbytes' with its moments in 8 bits."""
     bf16: bool = True
-    """Mixed precision: bfloat16 products, float32 weights."""
+    """bfloat16 for the frozen weights and for products; what is trained stays float32."""
+    activation_checkpointing: bool = False
+    """Compute the LLM's activations again in the backward pass instead of keeping them."""
+    liger: bool = False
+    """Liger's fused kernels in the LLM (CUDA only; pip install 'llasm[liger]')."""
+    zero: Literal[0, 2, 3] = 0
+    """DeepSpeed ZeRO: 2 shares gradients and optimiser over the processes, 3 the weights as well."""
     n_negatives: int = 3000
-    """ground: random tokens beside the batch's own in the sampled vocabulary."""
-    ctc_weight: float = 0.3
-    """align: weight of the CTC term that keeps the adapter among the LLM's word embeddings (aligner only)."""
+    """Random tokens beside the batch's own in the vocabulary that CTC is computed over."""
     temperature: float = 2.0
-    """align: temperature of both distributions in the KL (AZeroS and Ultravox use 2)."""
+    """Temperature of both distributions in `kl` (AZeroS and Ultravox use 2)."""
     repeat_share: float = 0.15
     """align: share of samples that ask to repeat what was said instead of answering it."""
     held_out: int = 256
     """Rows kept aside for the held-out figures (drawn by id)."""
+    n_examples: int = 4
+    """Held-out rows that are answered aloud at each evaluation, to read."""
     eval_steps: int = 500
     """Steps between held-out evaluations."""
     save_steps: int = 250
-    """Steps between resumable snapshots; the last one is kept."""
+    """Steps between resumable snapshots; the last two are kept."""
     logging_steps: int = 25
     """Steps between log lines."""
+    report_to: list[Literal["tensorboard", "wandb"]] = field(default_factory=lambda: ["tensorboard"])
+    """Where the log lines go beside the screen."""
     seed: int = 0
     """Seed of initial weights, data order and sampled vocabulary."""
     resume: bool = False
     """Continue from the newest snapshot in `output`."""
+    dry_run: bool = False
+    """Only check the data, count tokens, estimate memory and say what would be trained."""
     cache: str | None = None
     """Folder of the encoder-frame cache; default: `features` under LLASM_HOME."""
+    cache_gb: float = 100.0
+    """Bound on its size for one encoder; what no run has used for longest goes first."""
 
     def __post_init__(self) -> None:
         if not self.data:
             raise LlasmError("recipe: data is empty; name at least one folder that `llasm data build` wrote")
-        for name in ("n_steps", "batch_size", "eval_steps", "save_steps", "logging_steps"):
+        positive = ("n_steps", "batch_size", "accumulation", "eval_steps", "save_steps", "logging_steps", "n_negatives")
+        for name in positive:
             if getattr(self, name) < 1:
                 raise LlasmError(f"recipe: {name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("learning_rate", "lora_learning_rate", "temperature", "cache_gb"):
+            if not getattr(self, name) > 0:
+                raise LlasmError(f"recipe: {name} is {getattr(self, name)}; it must be above 0")
+        for name in ("held_out", "n_examples", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise LlasmError(f"recipe: {name} is {getattr(self, name)}; it must not be negative")
         if not 0 <= self.repeat_share <= 1:
             raise LlasmError(f"recipe: repeat_share is {self.repeat_share}; it must lie between 0 and 1")
+        if self.batch_size % self.accumulation:
+            raise LlasmError(
+                f"recipe: batch_size {self.batch_size} cannot be cut into accumulation = {self.accumulation} parts"
+            )
+        self._check_losses()
+
+    def _check_losses(self) -> None:
+        weights = self.loss_weights
+        for name, weight in weights.items():
+            if weight < 0:
+                raise LlasmError(f"recipe: losses.{name} is {weight}; it must not be negative")
+        needs_llm = [name for name in ("kl", "ce", "guard") if weights[name]]
+        if self.stage == "ground" and needs_llm:
+            raise LlasmError(f"recipe: stage ground does not run the LLM, so losses.{needs_llm[0]} needs align or chat")
+        if self.stage != "chat" and weights["guard"]:
+            raise LlasmError("recipe: losses.guard holds LoRA back, which only stage chat trains")
+        if not any(weights.values()):
+            raise LlasmError("recipe: every loss is switched off; give one of them a weight")
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of each part: what the recipe says, else the stage's own."""
+        given = {name: weight for name, weight in vars(self.losses).items() if weight is not None}
+        return {**STAGE_LOSSES[self.stage], **given}
 
 
 def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
@@ -82,6 +176,7 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
         values["adapter"] = AdapterConfig(**vars(values["adapter"]))
     except ValueError as error:
         raise LlasmError(f"{path}: {error}") from error
+    values["losses"], values["lora"] = Losses(**vars(values["losses"])), Lora(**vars(values["lora"]))
     return Recipe(**values)
 
 

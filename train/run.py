@@ -1,180 +1,233 @@
 """`llasm train`: a recipe → a checkpoint.
 
 llasm train tiny_ground
-llasm train my_recipe.yaml --n_steps 500 --resume true
+llasm train my_recipe.yaml --n_steps 500 --resume
+llasm train my_recipe.yaml --dry-run
+torchrun --nproc_per_node 8 -m llasm.cli train my_recipe.yaml --zero 3
 """
 
 from __future__ import annotations
 
-import json
+import os
+import shutil
+import sys
+import time
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from transformers import Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import TrainingArguments, set_seed
 
 from llasm import checkpoint
 from llasm.errors import LlasmError
+from llasm.features import FeatureCache
 
-from .align import AlignCollator, AlignModel, held_out_loss
-from .data import LengthGroupedOrder, Samples, cached_samples, split
-from .ground import GroundCollator, GroundModel, token_error_rate
+from .card import write_results
+from .conversation import Rendered, Renderer, stop_ids_of
+from .data import Sample, Samples, encode_missing, open_cache, read_samples, split
+from .ground import GroundCollator, GroundModel, unseen_words
+from .guard import guard_texts
+from .preflight import bases_of, check_memory, lora_config, preflight
 from .recipe import Recipe
+from .spoken import SpokenCollator, SpokenModel
+from .trainer import StageTrainer, gathered, last_snapshot
 
 SNAPSHOTS = "snapshots"
 
 
-def train(recipe: Recipe) -> Path:
-    """Runs a recipe; returns the folder of the checkpoint."""
+def train(recipe: Recipe) -> Path | None:
+    """Runs a recipe; returns the folder of the checkpoint, or None after a dry run and in processes but the first.
+
+    Raises LlasmError before any long work where data, settings or room are wrong, and SystemExit (128 + signal) where
+    a signal ended the run behind a snapshot.
+    """
     output = Path(recipe.output)
-    snapshot = _snapshot(recipe, output)
+    rank, n_processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if recipe.resume and (output / checkpoint.WEIGHTS).exists():
+        print(f"llasm: {output}: is finished already", file=sys.stderr)
+        return output
+    snapshot = None if recipe.dry_run else _snapshot(recipe, output)
+    plan = preflight(recipe, read_samples(recipe.data), n_processes)
+    if rank == 0:
+        plan.show(recipe)
+        check_memory(recipe, plan, n_processes)
+    if recipe.dry_run:
+        return None
     set_seed(recipe.seed)
-    model, processor = _start(recipe)
-    samples, cache = cached_samples(recipe.data, model, processor, recipe.cache)
-    seen, held_out = split(samples, recipe.held_out, recipe.seed)
-    print(f"{recipe.stage}: {len(seen)} rows to learn from, {len(held_out)} held out", flush=True)
-    stage, collator, evaluate = _stage(recipe, model, processor, cache)
-    trainer = _StageTrainer(
-        evaluate_stage=evaluate,
+    model, processor, peft = _start(recipe)
+    # Only now: with ZeRO-3 the arguments would make transformers share the weights out while it loads them.
+    arguments = _arguments(recipe, output, n_processes)
+    model.to(arguments.device)
+    cache = _encoded(recipe, model, processor, plan.samples, arguments)
+    seen, held_out = split(plan.samples, recipe.held_out, recipe.seed)
+    stage, collator, eval_collator = _stage(recipe, model, processor, peft, cache)
+    set_seed(recipe.seed)  # the same draws whether the guard's text had to be written or not
+    trainer = StageTrainer(
+        recipe=recipe,
+        eval_collator=eval_collator,
+        describe=lambda sample, ids: _described(sample, ids, processor.tokenizer),
         model=stage,
-        args=_arguments(recipe, output),
+        args=arguments,
         data_collator=collator,
         train_dataset=Samples(seen, cache),
         eval_dataset=Samples(held_out, cache),
     )
+    started = time.perf_counter()
     trainer.train(resume_from_checkpoint=snapshot)
-    metrics = {"loss": trainer.state.log_history, **trainer.evaluate()}
-    checkpoint.save(model, processor, output)
-    (output / "recipe.yaml").write_text(yaml.safe_dump(_plain(recipe), sort_keys=False), encoding="utf-8")
-    (output / "metrics.json").write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return output
+    seconds = time.perf_counter() - started
+    if trainer.stop.received and trainer.state.global_step < recipe.n_steps:
+        _stopped(trainer, recipe, output, rank)
+    held = trainer.evaluate()
+    figures = {
+        "held_out": {name.removeprefix("eval_"): value for name, value in held.items()},
+        "examples": trainer.examples,
+        "seconds": round(seconds, 1),
+        "hours_of_speech": round(plan.hours, 3),
+    }
+    if recipe.stage == "ground":
+        figures["unseen_words"] = unseen_words(seen, held_out)
+    with gathered(parameter for parameter in stage.parameters() if parameter.requires_grad):
+        if rank == 0:
+            checkpoint.save(peft or model, processor, output)
+            write_results(recipe, output, model.config.bases, plan, figures, trainer.state.log_history)
+            for folder in (output / SNAPSHOTS).glob("checkpoint-*"):  # the run is over
+                shutil.rmtree(folder)
+    return output if rank == 0 else None
 
 
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    return {**vars(recipe), "adapter": vars(recipe.adapter)}
+def _stopped(trainer: StageTrainer, recipe: Recipe, output: Path, rank: int) -> None:
+    number = trainer.stop.received or 0
+    if rank == 0:
+        print(
+            f"llasm: stopped behind step {trainer.state.global_step} of {recipe.n_steps}; the same command with "
+            f"--resume goes on from {output / SNAPSHOTS}",
+            file=sys.stderr,
+        )
+    sys.exit(128 + number)
 
 
 def _snapshot(recipe: Recipe, output: Path) -> str | None:
     """The snapshot to continue from; refuses to overwrite an earlier run unless asked to resume it."""
-    folder = output / SNAPSHOTS
-    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if found and not recipe.resume:
-        raise LlasmError(f"{output}: holds an interrupted run; add --resume true, or choose another --output")
-    if (output / checkpoint.WEIGHTS).exists() and not recipe.resume:
+    if (output / checkpoint.WEIGHTS).exists():
         raise LlasmError(f"{output}: holds a finished checkpoint; choose another --output")
+    found = last_snapshot(output / SNAPSHOTS)
+    if found and not recipe.resume:
+        raise LlasmError(f"{output}: holds an interrupted run; add --resume, or choose another --output")
     return found
 
 
-def _start(recipe: Recipe) -> tuple[Any, Any]:
-    """The model to train, frozen but for its adapter."""
+def _start(recipe: Recipe) -> tuple[Any, Any, Any]:
+    """(model, processor, PeftModel or None): frozen but for what the stage trains."""
+    dtype = torch.bfloat16 if recipe.bf16 else torch.float32
     if recipe.init:
-        model, processor = checkpoint.load(recipe.init)
+        model, processor, peft = checkpoint.load_to_train(recipe.init, dtype, recipe.quantization)
     else:
-        model, processor = checkpoint.from_bases(recipe.audio_base, recipe.text_base, recipe.adapter)
-    if recipe.stage == "ground" and model.config.adapter_config.name != "aligner":
-        raise LlasmError(f"stage ground trains the adapter 'aligner', not {model.config.adapter_config.name!r}")
+        model, processor = checkpoint.from_bases(*bases_of(recipe), recipe.adapter, dtype, recipe.quantization)
+        peft = None
     model.requires_grad_(False)
+    if recipe.stage == "chat":
+        from peft import get_peft_model
+
+        peft = peft or get_peft_model(model, lora_config(recipe.lora))
+        for name, parameter in peft.named_parameters():
+            parameter.requires_grad_("lora_" in name)
     model.model.multi_modal_projector.requires_grad_(True)
-    return model, processor
+    llm = model.model.language_model
+    if recipe.activation_checkpointing and recipe.stage != "ground":
+        llm.activation_checkpointing_enable({"use_reentrant": False})
+    if recipe.liger:
+        _use_liger(llm)
+    return model, processor, peft
 
 
-def _stage(recipe: Recipe, model: Any, processor: Any, cache: Any) -> tuple[Any, Any, Any]:
+def _use_liger(llm: Any) -> None:
+    if not torch.cuda.is_available():
+        raise LlasmError("recipe: liger is true, but Liger's kernels need CUDA; leave it out")
+    try:
+        from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
+    except ImportError as error:
+        raise LlasmError("recipe: liger is true, but it is not installed: pip install 'llasm[liger]'") from error
+    _apply_liger_kernel_to_instance(model=llm)
+
+
+def _encoded(recipe: Recipe, model: Any, processor: Any, samples: list[Sample], arguments: Any) -> FeatureCache:
+    """The cache with every clip's frames in it."""
+    cache = open_cache(model, recipe.cache)
+    if arguments.process_index == 0:
+        missing = sum(sample.seconds + 1 for sample in samples if any(key not in cache for key in sample.keys))
+        keys = [key for sample in samples for key in sample.keys]
+        cache.make_room(cache.n_bytes(missing), int(recipe.cache_gb * 1e9), keys)
+    _wait(arguments)
+    cache.refresh()
+    encode_missing(recipe.data, cache, model, processor, arguments.process_index, arguments.world_size)
+    _wait(arguments)
+    cache.refresh()
+    return cache
+
+
+def _wait(arguments: Any) -> None:
+    if arguments.world_size > 1:
+        torch.distributed.barrier()
+
+
+def _stage(recipe: Recipe, model: Any, processor: Any, peft: Any, cache: FeatureCache) -> tuple[Any, Any, Any]:
+    """(module with the loss, collator, collator of the held-out rows)."""
+    weights = recipe.loss_weights
     if recipe.stage == "ground":
         table = model.get_input_embeddings().weight
-        stage = GroundModel(model.model.multi_modal_projector, table, recipe.n_negatives)
-        return (
-            stage,
-            GroundCollator(cache, processor.tokenizer),
-            lambda s, batches: token_error_rate(s, batches, processor.tokenizer),
-        )
-    align = AlignModel(model, recipe.temperature, recipe.ctc_weight, recipe.n_negatives)
-    return align, AlignCollator(cache, processor, recipe.repeat_share, recipe.seed), held_out_loss
+        ground = GroundModel(model.model.multi_modal_projector, table, weights["ctc"], recipe.n_negatives)
+        words = GroundCollator(cache, processor.tokenizer)
+        return ground, words, words
+    renderer = Renderer(processor, stop_ids_of(model, processor.tokenizer))
+    guards: tuple[list[Rendered], list[Rendered]] = ([], [])
+    if weights["guard"]:
+        with peft.disable_adapter():
+            guards = guard_texts(model, processor, renderer)
+    repeat_share = recipe.repeat_share if recipe.stage == "align" else 0.0
+    collator, eval_collator = (
+        SpokenCollator(cache, renderer, processor.tokenizer, weights, repeat_share, recipe.seed, guard)
+        for guard in guards
+    )
+    return SpokenModel(model, weights, recipe.temperature, recipe.n_negatives, peft), collator, eval_collator
 
 
-def _arguments(recipe: Recipe, output: Path) -> TrainingArguments:
+def _described(sample: Sample, ids: list[Any], tokenizer: Any) -> dict[str, str]:
+    """A held-out example to read: what was said, what the model made of it, what was wanted."""
+    said = " / ".join(text for text in sample.texts if text)
+    answers = " / ".join(tokenizer.decode(answer, skip_special_tokens=True) for answer in ids)
+    wanted = [part.get("text") or "" for m in sample.messages[-1:] for part in m["content"]]
+    return {"said": said, "answer": answers, "wanted": " ".join(wanted)}
+
+
+def _arguments(recipe: Recipe, output: Path, n_processes: int) -> TrainingArguments:
+    on_cpu = not torch.cuda.is_available()
+    if recipe.zero and on_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    size = recipe.batch_size // (n_processes * recipe.accumulation)
     return TrainingArguments(
         output_dir=str(output / SNAPSHOTS),
         max_steps=recipe.n_steps,
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=recipe.batch_size,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=recipe.accumulation,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=recipe.warmup_steps,
         weight_decay=recipe.weight_decay,
         max_grad_norm=1.0,
+        optim="adamw_bnb_8bit" if recipe.optimizer == "adamw_8bit" else "adamw_torch",
         bf16=recipe.bf16,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and n_processes > 1 else None,
+        deepspeed=str(files("llasm.train") / "zero" / f"zero{recipe.zero}.json") if recipe.zero else None,
+        dataloader_pin_memory=not on_cpu,
         logging_steps=recipe.logging_steps,
         eval_strategy="steps",
         eval_steps=recipe.eval_steps,
         save_steps=recipe.save_steps,
-        save_total_limit=1,
-        report_to=["tensorboard"],
+        save_total_limit=2,  # a kill while one is written leaves the other
+        report_to=list(recipe.report_to),
         remove_unused_columns=False,
         seed=recipe.seed,
         data_seed=recipe.seed,
     )
-
-
-class _StageTrainer(Trainer):
-    """Batches of like length; only the adapter is saved in a snapshot; held-out figures by the stage."""
-
-    model: Any
-
-    def __init__(self, evaluate_stage: Any, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.evaluate_stage = evaluate_stage
-        self.parts: dict[str, list[float]] = {}
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        dataset: Any = self.train_dataset
-        return LengthGroupedOrder(dataset.lengths, self.args.per_device_train_batch_size, self.args.seed)
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        outputs = model(**inputs)
-        for name, value in outputs.items():
-            if name != "loss":
-                self.parts.setdefault(name, []).append(float(value))
-        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the mean of each part of the loss since the last line."""
-        if "loss" in logs:
-            logs |= {name: sum(values) / len(values) for name, values in self.parts.items()}
-            self.parts = {}
-        super().log(logs, *args, **kwargs)
-
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, Any]:
-        self.model.eval()
-        device = self.args.device
-        batches = ({k: _to(v, device) for k, v in b.items()} for b in self.get_eval_dataloader())
-        with torch.no_grad(), self.compute_loss_context_manager():
-            metrics = self.evaluate_stage(self.model, batches)
-        self.model.train()
-        self.log({f"eval_{k}": v for k, v in metrics.items() if isinstance(v, float)})
-        return metrics
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        from safetensors.torch import save_file
-
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        trained = {k: p.detach().contiguous() for k, p in self.model.named_parameters() if p.requires_grad}
-        save_file(trained, folder / "model.safetensors")
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        from safetensors.torch import load_file
-
-        self.model.load_state_dict(load_file(Path(resume_from_checkpoint) / "model.safetensors"), strict=False)
-
-
-def _to(value: Any, device: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, list):
-        return [_to(v, device) for v in value]
-    return value

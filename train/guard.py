@@ -1,0 +1,65 @@
+"""Typed text that the LLM wrote itself: what `guard` keeps as it was.
+
+Given nothing but the chat template's user prefix, an instruct model continues with an instruction (Magpie, arXiv
+2406.08464, section 2), which it then answers. No data set is needed, and the text is just what the LLM is used to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from tqdm import tqdm
+
+from llasm import weights
+from llasm.errors import LlasmError
+from llasm.generator import LocalGenerator
+
+from .conversation import Rendered, Renderer
+
+N_TEXTS, N_HELD_OUT = 192, 32
+BATCH = 32
+TRIES = 4  # how many times the texts wanted are asked for
+PROMPT_TOKENS, ANSWER_TOKENS = 48, 96
+
+
+def guard_texts(model: Any, processor: Any, renderer: Renderer) -> tuple[list[Rendered], list[Rendered]]:
+    """(training, held-out) conversations of the model's LLM, written once and kept under LLASM_HOME."""
+    digest = model.config.bases["text"]["sha256"]
+    file = weights.home() / "guard" / f"{digest[:16]}-{N_TEXTS + N_HELD_OUT}.json"
+    if not file.exists():
+        written = _write(LocalGenerator(model, processor.tokenizer, digest))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f"{file.name}.{os.getpid()}.part")
+        partial.write_text(json.dumps(written, ensure_ascii=False), encoding="utf-8")
+        partial.replace(file)
+    conversations = [
+        renderer([_message("user", asked), _message("assistant", answer)], truncated)
+        for asked, answer, truncated in json.loads(file.read_text(encoding="utf-8"))
+    ]
+    return conversations[N_HELD_OUT:], conversations[:N_HELD_OUT]
+
+
+def _write(generator: LocalGenerator) -> list[tuple[str, str, bool]]:
+    """(prompt, answer, whether it was cut off) of every text."""
+    n = N_TEXTS + N_HELD_OUT
+    written: list[tuple[str, str, bool]] = []
+    with tqdm(total=n, desc="guard", unit="text") as bar:
+        for seed in range(TRIES * n // BATCH):
+            invented = generator.invent(None, BATCH, PROMPT_TOKENS, seed)
+            prompts = [text for text, _ in invented if any(map(str.isalnum, text))]
+            answers = generator.generate([[{"role": "user", "content": p}] for p in prompts], ANSWER_TOKENS)
+            pairs = zip(prompts, answers, strict=True)
+            good = [(prompt, answer, cut_off) for prompt, (answer, cut_off) in pairs if answer]
+            written += good
+            bar.update(len(good))
+            if len(written) >= n:
+                return written[:n]
+    raise LlasmError(
+        f"the LLM wrote only {len(written)} of {n} texts of its own, which losses.guard needs; use --losses.guard 0"
+    )
+
+
+def _message(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": text}]}

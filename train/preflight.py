@@ -1,0 +1,334 @@
+"""Before any long work: is the data right, does it fit, and what will be trained? `llasm train RECIPE --dry-run`.
+
+Nothing here reads a weight: parameters are counted on torch's meta device, lengths by the tokenizer.
+
+Shapes: H LLM width, L tokens of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from llasm import audio, checkpoint, weights
+from llasm.errors import LlasmError
+
+from .conversation import Renderer, with_texts
+from .data import Sample
+from .recipe import Lora, Recipe
+from .spoken import LOGIT_ROWS
+
+SHOWN_ROWS = 5  # faulty rows that an error names
+GB = 1e9
+RUNTIME_BYTES = 1.2e9  # torch, transformers and the tokenizer, measured on a CPU
+# Bytes of a parameter by how the frozen LLM is stored; nf4 with its scales (arXiv 2305.14314, section 3).
+STORED_BYTES = {"none": 2.0, "int8": 1.0, "nf4": 0.52}
+TRAINED_BYTES = {"adamw": 4 + 4 + 8, "adamw_8bit": 4 + 4 + 2}  # weight, gradient, the optimiser's two moments
+
+
+@dataclass
+class Plan:
+    """What a run is going to do."""
+
+    samples: list[Sample]
+    left_out: int
+    n_tokens: int
+    n_learned: int
+    longest: int
+    hours: float
+    parameters: dict[str, tuple[int, int]]  # part → (all, trained)
+    memory_bytes: dict[str, float]
+
+    def show(self, recipe: Recipe) -> None:
+        losses = ", ".join(f"{name} × {weight:g}" for name, weight in recipe.loss_weights.items() if weight)
+        print(f"stage {recipe.stage}: {losses}; {recipe.n_steps} steps of {recipe.batch_size} samples")
+        print(
+            f"data: {len(self.samples)} rows ({self.left_out} without speech left out), {self.hours:.2f} h of speech, "
+            f"{self.n_tokens:,} tokens, {self.n_learned:,} of them learned, longest row {self.longest}"
+        )
+        for part, (total, trained) in self.parameters.items():
+            state = f"{trained / 1e6:.2f} M trained" if trained else "frozen"
+            print(f"  {part:10} {total / 1e6:10.2f} M parameters, {state}")
+        needed = ", ".join(f"{name} {size / GB:.2f}" for name, size in self.memory_bytes.items())
+        print(f"memory: about {sum(self.memory_bytes.values()) / GB:.1f} GB a process ({needed})", flush=True)
+
+
+def preflight(recipe: Recipe, samples: list[Sample], n_processes: int = 1) -> Plan:
+    """Checks data and settings; raises LlasmError on the first thing that cannot work."""
+    config, processor, lora = _described(recipe)
+    if recipe.stage == "ground" and config.adapter_config.name != "aligner":
+        raise LlasmError(f"stage ground trains the adapter 'aligner', not {config.adapter_config.name!r}; use align")
+    if recipe.batch_size % (n_processes * recipe.accumulation):
+        raise LlasmError(
+            f"recipe: batch_size {recipe.batch_size} cannot be shared by {n_processes} processes × "
+            f"accumulation {recipe.accumulation}"
+        )
+    model = checkpoint.outline(config)
+    kept = _with_content(recipe, samples)
+    if recipe.held_out + recipe.batch_size > len(kept):
+        raise LlasmError(
+            f"recipe: held_out {recipe.held_out} and a step of batch_size {recipe.batch_size} take more rows than the "
+            f"{len(kept)} that the data has to use"
+        )
+    lengths, n_learned = _lengths(recipe, kept, config, processor)
+    parameters = _parameters(recipe, model, lora)
+    plan = Plan(
+        samples=kept,
+        left_out=len(samples) - len(kept),
+        n_tokens=sum(lengths),
+        n_learned=n_learned,
+        longest=max(lengths),
+        hours=sum(s.seconds for s in kept) / 3600,
+        parameters=parameters,
+        memory_bytes=_memory(recipe, config, parameters, max(lengths), n_processes),
+    )
+    _check_disk(recipe, config, kept, parameters)
+    return plan
+
+
+def _described(recipe: Recipe) -> tuple[Any, Any, Lora | None]:
+    """Configuration and processor of what the recipe starts from, and the LoRA it will have."""
+    if not recipe.init:
+        audio_base, text_base = bases_of(recipe)
+        config, processor = checkpoint.describe_bases(audio_base, text_base, recipe.adapter)
+        return config, processor, recipe.lora if recipe.stage == "chat" else None
+    directory = checkpoint.locate(recipe.init)
+    config, processor = checkpoint.describe(directory)
+    for part, given in (("audio", recipe.audio_base), ("text", recipe.text_base)):
+        if given is not None:
+            found = weights.content_hash(weights.resolve(given))
+            if found != config.bases[part]["sha256"]:
+                raise LlasmError(
+                    f"recipe: {part}_base {given} has sha256 {found}, but init {recipe.init} was trained on "
+                    f"{config.bases[part]['id']} with {config.bases[part]['sha256']}; leave {part}_base out, or choose "
+                    "another init"
+                )
+    if not (directory / checkpoint.LORA_CONFIG).exists():
+        return config, processor, recipe.lora if recipe.stage == "chat" else None
+    if recipe.stage != "chat":
+        raise LlasmError(f"recipe: init {recipe.init} holds LoRA, which stage {recipe.stage} would lose; use chat")
+    from peft import LoraConfig
+
+    own: Any = LoraConfig.from_pretrained(str(directory))
+    return config, processor, Lora(rank=own.r, alpha=own.lora_alpha, targets=recipe.lora.targets)
+
+
+def bases_of(recipe: Recipe) -> tuple[str, str]:
+    """The bases of a run that starts from none but them."""
+    return recipe.audio_base or "whisper-base", recipe.text_base or "smollm2-135m-instruct"
+
+
+# ---- data
+
+
+def _with_content(recipe: Recipe, samples: list[Sample]) -> list[Sample]:
+    """The rows that the stage can learn from; raises where one is wrong."""
+    if not any(sample.keys for sample in samples):
+        raise LlasmError(f"{', '.join(recipe.data)}: no row has audio; `llasm data build` speaks a typed data set")
+    faults = [fault for sample in samples if (fault := _fault(recipe, sample))]
+    if faults:
+        more = f" (and {len(faults) - SHOWN_ROWS} more)" if len(faults) > SHOWN_ROWS else ""
+        raise LlasmError("; ".join(faults[:SHOWN_ROWS]) + more)
+    # ground learns words, align speech; a typed conversation is something to learn in chat alone.
+    if recipe.stage == "ground":
+        return [sample for sample in samples if any(sample.texts)]
+    return [sample for sample in samples if sample.keys] if recipe.stage == "align" else samples
+
+
+def _fault(recipe: Recipe, sample: Sample) -> str:
+    where = f"{sample.origin}: row {sample.id!r}"
+    limit = audio.CHUNK_SECONDS
+    if sample.seconds > limit * max(1, len(sample.keys)):
+        return f"{where}: a clip is longer than {limit} s; `llasm data build` cuts long audio"
+    if recipe.stage == "ground":
+        return ""
+    if sample.messages[0]["role"] == "assistant" or sample.messages[-1]["role"] != "assistant":
+        return f"{where}: must begin with the user or system and end with the assistant's answer"
+    if recipe.loss_weights["kl"] and not all(sample.texts):
+        return f"{where}: a clip has no transcript, which kl compares with; leave it out, or switch kl off"
+    return ""
+
+
+def _lengths(recipe: Recipe, samples: list[Sample], config: Any, processor: Any) -> tuple[list[int], int]:
+    """(tokens of each row, learned tokens of all); raises where a row is longer than the LLM's context."""
+    if recipe.stage == "ground":
+        texts = [text for sample in samples for text in sample.texts if text]
+        counts = [len(ids) for ids in processor.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        return counts, sum(counts)
+    render = Renderer(processor, {processor.tokenizer.eos_token_id})
+    lengths, n_learned, too_long = [], 0, []
+    for sample in tqdm(samples, desc="count tokens", unit="row", disable=_rank() > 0):
+        if config.adapter_config.rate == "heard":  # as many as the transcript has, more or less
+            rendered = render(with_texts(sample.messages, sample.texts), sample.truncated)
+            n = len(rendered.ids)
+        else:
+            rendered = render(sample.messages, sample.truncated)
+            each = int(sample.seconds / max(1, len(sample.keys)) * audio.SAMPLE_RATE)
+            n = len(rendered.ids) + len(sample.keys) * (processor.n_audio_tokens(each) - 1)
+        lengths.append(n)
+        n_learned += int(rendered.learned.sum())
+        if n > config.text_config.max_position_embeddings:
+            too_long.append(f"{sample.id!r} ({n} tokens)")
+    if too_long:
+        raise LlasmError(
+            f"{', '.join(recipe.data)}: {len(too_long)} rows are longer than the LLM's context of "
+            f"{config.text_config.max_position_embeddings} tokens: {', '.join(too_long[:SHOWN_ROWS])}; shorten them or "
+            "leave them out"
+        )
+    return lengths, n_learned
+
+
+# ---- size
+
+
+def _parameters(recipe: Recipe, model: Any, lora: Lora | None) -> dict[str, tuple[int, int]]:
+    def count(module: Any) -> int:
+        return sum(p.numel() for p in module.parameters())
+
+    adapter = count(model.model.multi_modal_projector)
+    llm = count(model.model.language_model)
+    if model.lm_head.weight is not model.get_input_embeddings().weight:
+        llm += count(model.lm_head)
+    parts = {
+        "encoder": (count(model.model.audio_tower), 0),
+        "adapter": (adapter, adapter),
+        "LLM": (llm, 0),
+    }
+    if lora:
+        from peft import inject_adapter_in_model
+
+        inject_adapter_in_model(lora_config(lora), model, low_cpu_mem_usage=True)
+        n = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
+        if not n:
+            raise LlasmError(f"recipe: lora.targets {', '.join(lora.targets)}: the LLM has no such linear layer")
+        parts["LoRA"] = (n, n)
+    return parts
+
+
+def lora_config(lora: Lora) -> Any:
+    """PEFT's configuration: on the language model alone, for bare names would hit Whisper's layers too."""
+    from peft import LoraConfig
+
+    targets = "|".join(lora.targets)
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=rf".*language_model\.layers\.\d+\.\w+\.({targets})",
+    )
+
+
+def _memory(
+    recipe: Recipe, config: Any, parameters: dict[str, tuple[int, int]], longest: int, n_processes: int
+) -> dict[str, float]:
+    """An estimate in bytes for one process, from the longest rows."""
+    text = config.text_config
+    base = 2.0 if recipe.bf16 else 4.0
+    llm = parameters["LLM"][0]
+    table = text.vocab_size * text.hidden_size * (1 if text.tie_word_embeddings else 2)
+    stored = base if recipe.quantization == "none" else STORED_BYTES[recipe.quantization]
+    frozen = (llm - table) * stored + table * base + 2 * parameters["encoder"][0] * base  # the encoder's bf16 copy
+    trained = sum(n for _, n in parameters.values())
+    optimiser = 1.0 * trained * (TRAINED_BYTES[recipe.optimizer] - 4)
+    kept = trained * 4.0
+    if recipe.zero:
+        optimiser /= n_processes
+    if recipe.zero == 3:
+        frozen, kept = frozen / n_processes, kept / n_processes
+    rows = recipe.batch_size // (n_processes * recipe.accumulation)
+    n_tokens = rows * min(longest, text.max_position_embeddings)
+    memory = {"frozen weights": frozen, "trained weights": kept, "gradients and optimiser": optimiser}
+    if recipe.stage != "ground":
+        # 34 bytes a token and width for what a Transformer layer keeps for its backward pass in 16 bits
+        # (Korthikanti et al., arXiv 2205.05198, section 4.1); of a checkpointed layer only its input stays.
+        layer = 34 * n_tokens * text.hidden_size * base / 2
+        layers = text.num_hidden_layers
+        whole = layer + layers * 2 * n_tokens * text.hidden_size if recipe.activation_checkpointing else layers * layer
+        runs = 1 + bool(recipe.loss_weights["guard"])
+        logits = min(n_tokens, LOGIT_ROWS) * text.vocab_size * 4 * 4  # student, teacher, both softened
+        memory["activations"] = runs * whole + logits
+    else:
+        adapter = config.adapter_config
+        n_frames = rows * audio.CHUNK_SECONDS * 50 / adapter.stack / 3  # clips of 10 s
+        sampled = (recipe.n_negatives + 40 * rows) * 4 * 3
+        memory["activations"] = n_frames * (adapter.n_layers * 34 * adapter.width * base / 2 + sampled)
+    memory["runtime"] = RUNTIME_BYTES
+    return memory
+
+
+def check_memory(recipe: Recipe, plan: Plan, n_processes: int = 1) -> None:
+    """Says what to change where the estimate is above what is free; raises where the weights alone are."""
+    free = _free_memory(n_processes)
+    needed = sum(plan.memory_bytes.values())
+    if needed <= free:
+        return
+    hints = []
+    if recipe.batch_size // recipe.accumulation > n_processes:
+        hints.append(f"--accumulation {2 * recipe.accumulation}")
+    if recipe.stage != "ground" and not recipe.activation_checkpointing:
+        hints.append("--activation_checkpointing")
+    if recipe.stage != "ground" and recipe.quantization == "none":
+        hints.append("--quantization nf4")
+    if n_processes > 1 and recipe.zero < 3:
+        hints.append("--zero 3")
+    advice = "; try " + ", ".join(hints) if hints else "; take a smaller LLM or a larger machine"
+    text = f"about {needed / GB:.1f} GB are needed and {free / GB:.1f} GB are free{advice}"
+    certain = plan.memory_bytes["frozen weights"] + plan.memory_bytes["trained weights"]
+    if certain > free:
+        raise LlasmError(f"memory: {text}")
+    print(f"llasm: warning: {text}", flush=True)
+
+
+def _free_memory(n_processes: int) -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    import psutil
+
+    return psutil.virtual_memory().available / n_processes
+
+
+def _check_disk(recipe: Recipe, config: Any, samples: list[Sample], parameters: dict[str, tuple[int, int]]) -> None:
+    """Room for the encoder's frames and for two snapshots."""
+    frames = sum(s.seconds + 1 for s in samples) * 50 * config.audio_config.d_model * 2
+    trained = sum(n for _, n in parameters.values())
+    cache = Path(recipe.cache) if recipe.cache else weights.home() / "features"
+    for name, folder, needed in (
+        ("the encoder's frames", cache, _missing_share(cache, config, samples) * frames),
+        ("snapshots", Path(recipe.output), 3 * 12 * trained),
+    ):
+        free = shutil.disk_usage(_existing(folder)).free
+        if needed > free:
+            raise LlasmError(
+                f"{folder}: {name} take about {needed / GB:.2f} GB, and {free / GB:.2f} GB are free; free some, or "
+                f"choose another {'--cache' if folder == cache else '--output'}"
+            )
+
+
+def _missing_share(cache: Path, config: Any, samples: list[Sample]) -> float:
+    """The share of the clips that the cache does not hold yet."""
+    from llasm.features import FeatureCache
+
+    digest = (config.bases.get("audio") or {}).get("sha256") or ""
+    folder = cache / digest[:16]
+    if not digest or not folder.is_dir():
+        return 1.0
+    known = FeatureCache(folder, config.audio_config.d_model)
+    keys = [key for sample in samples for key in sample.keys]
+    return sum(key not in known for key in keys) / max(1, len(keys))
+
+
+def _existing(folder: Path) -> Path:
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))

@@ -1,0 +1,272 @@
+"""Stages `align` and `chat`: the LLM hears speech; the loss is on what the assistant says.
+
+- `kl` (align): the LLM is to answer the speech as it answers the transcript. Both runs of the same frozen LLM read
+  the same answer, its own; the loss is the KL divergence between their next-token distributions on it, the end of turn
+  included, softened by a temperature (DiVA, arXiv 2410.02678, section 3). A share of the samples asks to repeat what
+  was said instead, so that the words themselves are carried.
+- `ce` (chat): cross-entropy of the assistant's turns.
+- `guard` (chat): KL to the LLM without LoRA on typed text of its own, so that typed chat stays as it was.
+- `ctc`: keeps the aligner among the LLM's word embeddings.
+
+Shapes: B samples, A audios over the batch, T encoder frames, D encoder width, L positions, U learned tokens, H LLM
+width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from hashlib import sha256
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from llasm.adapter import Aligner
+from llasm.errors import LlasmError
+from llasm.features import FeatureCache
+from llasm.modeling_llasm import flatten
+
+from .conversation import Messages, Rendered, Renderer, with_texts
+from .data import Sample, pad_frames
+from .losses import sampled_ctc, softened_kl
+
+REPEAT_PROMPTS = (
+    "Repeat what I just said, word for word.",
+    "Write down exactly what you heard.",
+    "Say that back to me.",
+)
+# Positions whose logits are held at once: 2,048 over a vocabulary of 128k are 1 GB in float32.
+LOGIT_ROWS = 2048
+
+
+def as_repetition(sample: Sample, share: float, seed: int) -> tuple[Messages, bool]:
+    """The sample's messages, or for a share of the samples (by id) its first audio with the wish to repeat it.
+
+    Returns (messages, whether the last message was cut off).
+    """
+    draw = int.from_bytes(sha256(f"repeat/{seed}/{sample.id}".encode()).digest()[:8], "big")
+    if draw / 2**64 >= share or not sample.texts[0]:  # nothing was said, or nobody knows what
+        return sample.messages, sample.truncated
+    wish = {"type": "text", "text": REPEAT_PROMPTS[draw % len(REPEAT_PROMPTS)]}
+    answer = [{"type": "text", "text": sample.texts[0]}]
+    return [
+        {"role": "user", "content": [{"type": "audio"}, wish]},
+        {"role": "assistant", "content": answer},
+    ], False
+
+
+class SpokenCollator:
+    """Samples → rendered conversations (spoken and, for `kl`, typed), encoder frames, CTC targets, guard texts."""
+
+    def __init__(
+        self,
+        cache: FeatureCache,
+        renderer: Renderer,
+        tokenizer: Any,
+        weights: dict[str, float],
+        repeat_share: float = 0.0,
+        seed: int = 0,
+        guard: list[Rendered] | None = None,
+    ) -> None:
+        self.cache, self.renderer, self.tokenizer = cache, renderer, tokenizer
+        self.weights, self.repeat_share, self.seed = weights, repeat_share, seed
+        self.guard = guard or []
+
+    def __call__(self, samples: list[Sample]) -> dict[str, Any]:
+        batch: dict[str, Any] = {"spoken": [], "typed": [], "targets": [], "guard": []}
+        frames: list[Tensor] = []
+        for sample in samples:
+            messages, truncated = sample.messages, sample.truncated
+            if self.repeat_share and sample.keys:
+                messages, truncated = as_repetition(sample, self.repeat_share, self.seed)
+            spoken = self.renderer(messages, truncated)
+            batch["spoken"].append(spoken)
+            n_audios = sum(part["type"] == "audio" for m in messages for part in m["content"])
+            if self.weights["kl"]:
+                typed = self.renderer(with_texts(messages, sample.texts), truncated)
+                if not torch.equal(spoken.answer, typed.answer):
+                    raise LlasmError(f"{sample.id}: its answer is tokenised differently behind speech and behind text")
+                batch["typed"].append(typed)
+            frames += [self.cache.get(key).float() for key in sample.keys[:n_audios]]
+            ids = self.tokenizer(sample.texts[:n_audios], add_special_tokens=False)["input_ids"] if n_audios else []
+            batch["targets"] += [torch.tensor(i, dtype=torch.long) for i in ids]
+        batch["frames"], batch["n_frames"] = pad_frames(frames)
+        if self.weights["guard"]:
+            batch["guard"] = [self._guard_for(sample) for sample in samples]
+        return {**batch, "counts": self._counts(batch)}
+
+    def _guard_for(self, sample: Sample) -> Rendered:
+        # Drawn by the sample, so that a resumed run sees the same.
+        draw = int.from_bytes(sha256(f"guard/{self.seed}/{sample.id}".encode()).digest()[:8], "big")
+        return self.guard[draw % len(self.guard)]
+
+    @staticmethod
+    def _counts(batch: dict[str, Any]) -> dict[str, int]:
+        """Tokens that each part of the loss is a mean over, and all that the LLM reads."""
+        answers = sum(int(r.learned.sum()) for r in batch["spoken"])
+        said = sum(map(len, batch["targets"]))
+        guard = sum(len(r.ids) - 1 for r in batch["guard"])
+        read = sum(len(r.ids) for name in ("spoken", "typed", "guard") for r in batch[name])
+        return {"kl": answers, "ce": answers, "ctc": said, "guard": guard, "tokens": read}
+
+
+class SpokenModel(nn.Module):
+    """Student (speech) and teacher (text, without LoRA) are one LLM; gradients reach the adapter and LoRA only."""
+
+    def __init__(
+        self, model: Any, weights: dict[str, float], temperature: float, n_negatives: int, peft: Any = None
+    ) -> None:
+        """model: a LlasmForConditionalGeneration. peft: the PeftModel around it, where it has LoRA."""
+        super().__init__()
+        self.llasm, self.weights = model, weights
+        self.temperature, self.n_negatives = temperature, n_negatives
+        # Its parameters are the model's own: as a submodule they would be there twice.
+        self._peft = (peft,)
+        # A view of the table: DeepSpeed takes the parameter itself away between its module's calls.
+        self.table: Tensor
+        self.register_buffer("table", model.get_input_embeddings().weight.detach(), persistent=False)
+
+    def forward(
+        self,
+        spoken: list[Rendered],
+        typed: list[Rendered],
+        guard: list[Rendered],
+        frames: Tensor,
+        n_frames: Tensor,
+        targets: list[Tensor],
+        counts: dict[str, Any],
+        **unused: Any,
+    ) -> dict[str, Tensor]:
+        """The loss and its parts; each part is divided by `counts` of its tokens."""
+        parts: dict[str, Tensor] = {}
+        audio, n_heard = self._hear(frames, n_frames, targets, parts)
+        hidden, answers = self._answer_states(spoken, audio, n_heard)
+        if self.weights["kl"]:
+            with torch.no_grad(), self._without_lora():
+                teacher, _ = self._answer_states(typed, None, [])
+            parts["kl"] = self._over_rows(self._kl(self.temperature), hidden, teacher)
+        if self.weights["ce"]:
+            parts["ce"] = self._over_rows(self._cross_entropy, hidden, answers)
+        if self.weights["guard"]:
+            parts["guard"] = self._guard_loss(guard)
+        means = {name: total / max(1, int(counts[name])) for name, total in parts.items()}
+        loss: Any = torch.stack([self.weights[name] * mean for name, mean in means.items()]).sum()
+        return {"loss": loss, **{name: mean.detach() for name, mean in means.items()}}
+
+    def _hear(
+        self, frames: Tensor, n_frames: Tensor, targets: list[Tensor], parts: dict[str, Tensor]
+    ) -> tuple[Tensor | None, list[int]]:
+        """Frames → audio embeddings [ΣN, H] and how many each clip became; adds the CTC term to `parts`."""
+        if not len(n_frames):
+            return None, []
+        adapter = self.llasm.model.multi_modal_projector
+        frames = frames.to(next(adapter.parameters()).dtype)  # DeepSpeed trains in bfloat16
+        said = [i for i, target in enumerate(targets) if len(target)]  # not of clips without speech
+        if isinstance(adapter, Aligner) and (self.weights["ctc"] or adapter.config.rate == "heard"):
+            states, blank = adapter.states(frames, n_frames)
+            steps = adapter.n_tokens(n_frames)
+            if self.weights["ctc"] and said:
+                parts["ctc"] = sampled_ctc(
+                    adapter, states[said], blank[said], steps[said], [targets[i] for i in said], self.table,
+                    self.n_negatives,
+                )  # fmt: skip
+            if adapter.config.rate == "heard":
+                tokens = adapter.collapse(states, blank, steps, self.table)
+            else:
+                tokens = adapter(frames, n_frames, self.table)
+        else:
+            tokens = adapter(frames, n_frames, self.table)
+        return flatten(tokens), tokens.counts.tolist()
+
+    def _answer_states(
+        self, conversations: list[Rendered], audio: Tensor | None, n_heard: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states [ΣU, H] of the positions that predict the learned tokens, and those tokens [ΣU]."""
+        rest = iter(n_heard)
+        rows = []
+        for conversation in conversations:
+            is_audio = conversation.ids == self.llasm.config.audio_token_id
+            repeats = torch.ones_like(conversation.ids)
+            repeats[is_audio] = repeats.new_tensor([next(rest) for _ in range(int(is_audio.sum()))])
+            pairs = (conversation.ids, conversation.learned)
+            rows.append(Rendered(*(values.repeat_interleave(repeats) for values in pairs)))
+        hidden = self._states([row.ids for row in rows], audio)
+        where = [row.learned.nonzero()[:, 0] - 1 for row in rows]
+        picked = torch.cat([states[w] for states, w in zip(hidden, where, strict=True)])
+        return picked, torch.cat([row.answer for row in rows])
+
+    def _states(self, rows: list[Tensor], audio: Tensor | None) -> Tensor:
+        """Token ids [L_i] each → the LLM's last hidden states [B, max L, H]; padding stands on the right."""
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        embeds = self.llasm.model.embed(ids, audio)
+        body = self.llasm.model.language_model
+        return body(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
+
+    def _guard_loss(self, guard: list[Rendered]) -> Tensor:
+        rows = [text.ids for text in guard]
+        with torch.no_grad(), self._without_lora():
+            teacher = self._states(rows, None)
+        student = self._states(rows, None)
+        real = nn.utils.rnn.pad_sequence([torch.ones_like(r[1:], dtype=torch.bool) for r in rows], batch_first=True)
+        return self._over_rows(self._kl(1.0), student[:, :-1][real], teacher[:, :-1][real])
+
+    def _over_rows(self, loss: Any, *rows: Tensor) -> Tensor:
+        """Σ loss(part of each of `rows`), a part's logits made anew in the backward pass where there are several."""
+        if len(rows[0]) <= LOGIT_ROWS:
+            return loss(*rows)
+        parts = zip(*(row.split(LOGIT_ROWS) for row in rows), strict=True)
+        return torch.stack([checkpoint(loss, *part, use_reentrant=False) for part in parts]).sum()
+
+    def _kl(self, temperature: float) -> Any:
+        def loss(student: Tensor, teacher: Tensor) -> Tensor:
+            with torch.no_grad():
+                wanted = self.llasm.lm_head(teacher)
+            return softened_kl(self.llasm.lm_head(student), wanted, temperature)
+
+        return loss
+
+    def _cross_entropy(self, hidden: Tensor, answers: Tensor) -> Tensor:
+        return F.cross_entropy(self.llasm.lm_head(hidden).float(), answers, reduction="sum")
+
+    def _without_lora(self) -> Any:
+        return self._peft[0].disable_adapter() if self._peft[0] is not None else nullcontext()
+
+    @torch.no_grad()
+    def held_out(self, spoken: list[Rendered], counts: dict[str, Any], **batch: Any) -> dict[str, tuple[float, int]]:
+        """Each part of the loss as (sum, tokens)."""
+        parts = self(spoken=spoken, counts=counts, **batch)
+        return {name: (float(value) * counts[name], counts[name]) for name, value in parts.items() if name != "loss"}
+
+    @torch.no_grad()
+    def answer(self, batch: dict[str, Any], max_new_tokens: int) -> list[Tensor]:
+        """What the model says in each conversation's last turn, greedily: token ids."""
+        audio, n_heard = self._hear(batch["frames"], batch["n_frames"], [], {})
+        rest = iter(n_heard)
+        given = iter(audio.split(n_heard) if audio is not None else [])
+        answers = []
+        for conversation in batch["spoken"]:
+            stop = int(conversation.learned.nonzero()[-1]) if conversation.learned.any() else len(conversation.ids) - 1
+            before = conversation.ids[: stop + 1]
+            learned = conversation.learned[: stop + 1]
+            # The last run of learned tokens is the answer asked for.
+            start = int((~learned).nonzero()[-1]) + 1
+            prompt = before[:start]
+            clips = int((prompt == self.llasm.config.audio_token_id).sum())
+            repeats = torch.ones_like(prompt)
+            repeats[prompt == self.llasm.config.audio_token_id] = repeats.new_tensor([next(rest) for _ in range(clips)])
+            ids = prompt.repeat_interleave(repeats)[None]
+            parts = [next(given) for _ in range(clips)]
+            output = self.llasm.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                audio_embeds=torch.cat(parts) if parts else None,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+            )
+            answers.append(output[0, ids.shape[1] :])
+            for _ in range(int((conversation.ids[start:] == self.llasm.config.audio_token_id).sum())):
+                next(rest), next(given)  # a turn behind the answer
+        return answers
