@@ -149,6 +149,8 @@ def score(out: Path, judge: Judge | None) -> None:
     run = load(out)
     verdicts = []
     for (task, condition), predictions in run.predictions.items():
+        if condition == BASE:  # only there to be compared with
+            continue
         before = {row["id"]: row["text"] for row in run.predictions.get((task, BASE), []) if "text" in row}
         found = []
         for row in predictions:
@@ -158,7 +160,7 @@ def score(out: Path, judge: Judge | None) -> None:
                 found.append({**facts, "error": row["error"]})
             else:
                 found.append({**facts, **verdict(item, row["text"], before.get(item.id))})
-        if judge is not None and condition != BASE:
+        if judge is not None:
             _judged(judge, run.items[task], predictions, found)
         verdicts += found
     write_whole(out / "verdicts.jsonl", jsonl(verdicts))

@@ -65,6 +65,7 @@ def test_a_model_that_answers_silence_is_reported(tmp_path, monkeypatch):
 def test_typed_chat_is_compared_with_the_llm_before_training(tmp_path, monkeypatch):
     use(monkeypatch, lambda index, typed: "as before" if "capital" in typed else "otherwise")
     found = scores_of(evaluated(None, tmp_path / "out", task="typed", limit=4), "typed")
+    assert list(found["conditions"]) == ["text"]
     assert found["conditions"]["text"]["score"][0] == pytest.approx(0.25)
 
 
