@@ -96,7 +96,7 @@ def _described(recipe: Recipe) -> tuple[Any, Any, Lora | None]:
     """Configuration and processor of what the recipe starts from, and the LoRA it will have."""
     if not recipe.init:
         audio_base, text_base = bases_of(recipe)
-        config, processor = checkpoint.describe_bases(audio_base, text_base, recipe.adapter)
+        config, processor = checkpoint.describe_bases(audio_base, text_base, recipe.adapter, recipe.template_text)
         return config, processor, recipe.lora if recipe.stage == "chat" else None
     directory = checkpoint.locate(recipe.init)
     config, processor = checkpoint.describe(directory)
@@ -203,10 +203,12 @@ def _parameters(recipe: Recipe, model: Any, lora: Lora | None) -> dict[str, tupl
     if lora:
         from peft import inject_adapter_in_model
 
-        inject_adapter_in_model(lora_config(lora), model, low_cpu_mem_usage=True)
+        try:
+            inject_adapter_in_model(lora_config(lora), model, low_cpu_mem_usage=True)
+        except ValueError as error:
+            names = ", ".join(lora.targets)
+            raise LlasmError(f"recipe: lora.targets {names}: the LLM has no such linear layer") from error
         n = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
-        if not n:
-            raise LlasmError(f"recipe: lora.targets {', '.join(lora.targets)}: the LLM has no such linear layer")
         parts["LoRA"] = (n, n)
     return parts
 

@@ -123,7 +123,9 @@ def _start(recipe: Recipe) -> tuple[Any, Any, Any]:
     if recipe.init:
         model, processor, peft = checkpoint.load_to_train(recipe.init, dtype, recipe.quantization)
     else:
-        model, processor = checkpoint.from_bases(*bases_of(recipe), recipe.adapter, dtype, recipe.quantization)
+        model, processor = checkpoint.from_bases(
+            *bases_of(recipe), recipe.adapter, dtype, recipe.quantization, recipe.template_text
+        )
         peft = None
     model.requires_grad_(False)
     if recipe.stage == "chat":
