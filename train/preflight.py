@@ -22,7 +22,7 @@ from llasm.errors import LlasmError
 from .conversation import Renderer, with_texts
 from .data import Sample
 from .recipe import Lora, Recipe
-from .spoken import LOGIT_ROWS
+from .spoken import GUARD_SHARE, LOGIT_ROWS
 
 SHOWN_ROWS = 5  # faulty rows that an error names
 GB = 1e9
@@ -252,7 +252,7 @@ def _memory(
         layer = 34 * n_tokens * text.hidden_size * base / 2
         layers = text.num_hidden_layers
         whole = layer + layers * 2 * n_tokens * text.hidden_size if recipe.activation_checkpointing else layers * layer
-        runs = 1 + bool(recipe.loss_weights["guard"])
+        runs = 1 + GUARD_SHARE * bool(recipe.loss_weights["guard"])
         logits = min(n_tokens, LOGIT_ROWS) * text.vocab_size * 4 * 4  # student, teacher, both softened
         memory["activations"] = runs * whole + logits
     else:

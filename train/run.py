@@ -162,7 +162,7 @@ def _encoded(recipe: Recipe, model: Any, processor: Any, samples: list[Sample], 
         cache.make_room(cache.n_bytes(missing), int(recipe.cache_gb * 1e9), keys)
     _wait(arguments)
     cache.refresh()
-    encode_missing(recipe.data, cache, model, processor, arguments.process_index, arguments.world_size)
+    encode_missing(samples, cache, model, processor, arguments.process_index, arguments.world_size)
     _wait(arguments)
     cache.refresh()
     return cache
