@@ -40,21 +40,25 @@ def from_bases(
     adapter: AdapterConfig,
     dtype: torch.dtype = torch.float32,
     quantization: str = "none",
+    chat_template: str | None = None,
 ) -> tuple[LlasmForConditionalGeneration, LlasmProcessor]:
     """An untrained adapter between two bases: embedded names, hub ids or directories.
 
-    dtype: of the bases; quantization: of the LLM, none, int8 or nf4. The adapter is float32.
+    dtype: of the bases; quantization: of the LLM, none, int8 or nf4; chat_template: Jinja text in the place of the
+    tokenizer's own. The adapter is float32.
     """
-    config, processor = describe_bases(audio_base, text_base, adapter)
+    config, processor = describe_bases(audio_base, text_base, adapter, chat_template)
     audio_dir, text_dir = weights.resolve(audio_base), weights.resolve(text_base)
     config.bases = {"audio": _identity(audio_base, audio_dir), "text": _identity(text_base, text_dir)}
     return _assemble(config, audio_dir, text_dir, dtype, quantization), processor
 
 
-def describe_bases(audio_base: str, text_base: str, adapter: AdapterConfig) -> tuple[LlasmConfig, LlasmProcessor]:
+def describe_bases(
+    audio_base: str, text_base: str, adapter: AdapterConfig, chat_template: str | None = None
+) -> tuple[LlasmConfig, LlasmProcessor]:
     """Configuration and processor of two bases, without their weights, so without `bases`' hashes."""
     audio_dir, text_dir = (weights.resolve(base, with_weights=False) for base in (audio_base, text_base))
-    processor = build_processor(audio_dir, text_dir, adapter.stack, adapter.rate)
+    processor = build_processor(audio_dir, text_dir, adapter.stack, adapter.rate, chat_template)
     audio_config, text_config = AutoConfig.from_pretrained(audio_dir), AutoConfig.from_pretrained(text_dir)
     # Otherwise a checkpoint would tell where the bases lay on the machine that trained it.
     audio_config.name_or_path, text_config.name_or_path = audio_base, text_base

@@ -148,9 +148,7 @@ class FeatureCache:
         def missing() -> Iterator[tuple[str, bytes]]:
             seen: set[str] = set()
             for key, data in clips:
-                if key in self._index or key in seen:
-                    progress(1)
-                else:
+                if key not in self._index and key not in seen:
                     seen.add(key)
                     yield key, data
 

@@ -14,6 +14,7 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from llasm import audio, features
+from llasm.errors import LlasmError
 
 AUDIO_TOKEN = "<|audio|>"
 
@@ -120,21 +121,26 @@ def _flat(audios: Any) -> list[np.ndarray]:
     return [np.asarray(audios, dtype=np.float32)]
 
 
-def build_processor(audio_dir: Any, text_dir: Any, stack: int, rate: str) -> LlasmProcessor:
-    """The processor of two base directories: the LLM's tokenizer with the placeholder added."""
+def build_processor(
+    audio_dir: Any, text_dir: Any, stack: int, rate: str, chat_template: str | None = None
+) -> LlasmProcessor:
+    """The processor of two base directories: the LLM's tokenizer with the placeholder added.
+
+    chat_template: Jinja text in the place of the tokenizer's own.
+    """
     from transformers import AutoTokenizer, WhisperFeatureExtractor
 
     tokenizer = AutoTokenizer.from_pretrained(text_dir, padding_side="left")
-    if tokenizer.chat_template is None:
-        raise ValueError(f"{text_dir}: the LLM's tokenizer has no chat template; use an instruction-tuned LLM")
+    template = chat_template or tokenizer.chat_template
+    if template is None:
+        raise LlasmError(f"{text_dir}: the LLM has no chat template; take an instruction-tuned one, or give a template")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.add_special_tokens({"additional_special_tokens": [AUDIO_TOKEN]})
-    template = FLATTEN_PARTS + tokenizer.chat_template
     return LlasmProcessor(
         WhisperFeatureExtractor.from_pretrained(audio_dir),
         tokenizer,
-        chat_template=template,
+        chat_template=FLATTEN_PARTS + template,
         stack=stack,
         rate=rate,
     )

@@ -90,20 +90,20 @@ def open_cache(model: Any, cache_dir: str | None) -> FeatureCache:
 
 
 def encode_missing(
-    folders: list[str], cache: FeatureCache, model: Any, processor: Any, rank: int = 0, n_ranks: int = 1
+    samples: list[Sample], cache: FeatureCache, model: Any, processor: Any, rank: int = 0, n_ranks: int = 1
 ) -> None:
     """Adds to the cache what is not there yet, each process its share of the clips, with a progress bar."""
+    keys = {key for sample in samples for key in sample.keys if key not in cache and int(key, 16) % n_ranks == rank}
+    if not keys:
+        return
 
     def clips() -> Iterator[tuple[str, bytes]]:
-        for folder in folders:
+        for folder in dict.fromkeys(sample.origin for sample in samples):
             for _, row in read_rows(folder):
-                for clip in row["audios"]:
-                    key = FeatureCache.key(clip["bytes"])
-                    if int(key, 16) % n_ranks == rank:
-                        yield key, clip["bytes"]
+                pairs = ((FeatureCache.key(clip["bytes"]), clip["bytes"]) for clip in row["audios"])
+                yield from (pair for pair in pairs if pair[0] in keys)
 
-    total = sum(1 for _ in clips())
-    with torch.inference_mode(), tqdm(total=total, desc="encode", unit="clip", disable=rank > 0) as bar:
+    with torch.inference_mode(), tqdm(total=len(keys), desc="encode", unit="clip", disable=rank > 0) as bar:
         device = next(model.parameters()).device
         seconds = CPU_BATCH_SECONDS if device.type == "cpu" else GPU_BATCH_SECONDS
         encode = encoder_of(model, device)

@@ -18,10 +18,10 @@ from llasm.generator import LocalGenerator
 
 from .conversation import Rendered, Renderer
 
-N_TEXTS, N_HELD_OUT = 192, 32
-BATCH = 32
+N_TEXTS, N_HELD_OUT = 96, 16
+BATCH = 112  # a step of the LLM takes little longer for many texts than for few
 TRIES = 4  # how many times the texts wanted are asked for
-PROMPT_TOKENS, ANSWER_TOKENS = 48, 96
+PROMPT_TOKENS, ANSWER_TOKENS = 32, 64
 
 
 def guard_texts(model: Any, processor: Any, renderer: Renderer) -> tuple[list[Rendered], list[Rendered]]:
@@ -46,7 +46,7 @@ def _write(generator: LocalGenerator) -> list[tuple[str, str, bool]]:
     n = N_TEXTS + N_HELD_OUT
     written: list[tuple[str, str, bool]] = []
     with tqdm(total=n, desc="guard", unit="text") as bar:
-        for seed in range(TRIES * n // BATCH):
+        for seed in range(-(-TRIES * n // BATCH)):
             invented = generator.invent(None, BATCH, PROMPT_TOKENS, seed)
             prompts = [text for text, _ in invented if any(map(str.isalnum, text))]
             answers = generator.generate([[{"role": "user", "content": p}] for p in prompts], ANSWER_TOKENS)

@@ -22,7 +22,7 @@ from llasm.errors import LlasmError
 from .conversation import Renderer, with_texts
 from .data import Sample
 from .recipe import Lora, Recipe
-from .spoken import LOGIT_ROWS
+from .spoken import GUARD_SHARE, LOGIT_ROWS
 
 SHOWN_ROWS = 5  # faulty rows that an error names
 GB = 1e9
@@ -96,7 +96,7 @@ def _described(recipe: Recipe) -> tuple[Any, Any, Lora | None]:
     """Configuration and processor of what the recipe starts from, and the LoRA it will have."""
     if not recipe.init:
         audio_base, text_base = bases_of(recipe)
-        config, processor = checkpoint.describe_bases(audio_base, text_base, recipe.adapter)
+        config, processor = checkpoint.describe_bases(audio_base, text_base, recipe.adapter, recipe.template_text)
         return config, processor, recipe.lora if recipe.stage == "chat" else None
     directory = checkpoint.locate(recipe.init)
     config, processor = checkpoint.describe(directory)
@@ -203,10 +203,12 @@ def _parameters(recipe: Recipe, model: Any, lora: Lora | None) -> dict[str, tupl
     if lora:
         from peft import inject_adapter_in_model
 
-        inject_adapter_in_model(lora_config(lora), model, low_cpu_mem_usage=True)
+        try:
+            inject_adapter_in_model(lora_config(lora), model, low_cpu_mem_usage=True)
+        except ValueError as error:
+            names = ", ".join(lora.targets)
+            raise LlasmError(f"recipe: lora.targets {names}: the LLM has no such linear layer") from error
         n = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
-        if not n:
-            raise LlasmError(f"recipe: lora.targets {', '.join(lora.targets)}: the LLM has no such linear layer")
         parts["LoRA"] = (n, n)
     return parts
 
@@ -250,7 +252,7 @@ def _memory(
         layer = 34 * n_tokens * text.hidden_size * base / 2
         layers = text.num_hidden_layers
         whole = layer + layers * 2 * n_tokens * text.hidden_size if recipe.activation_checkpointing else layers * layer
-        runs = 1 + bool(recipe.loss_weights["guard"])
+        runs = 1 + GUARD_SHARE * bool(recipe.loss_weights["guard"])
         logits = min(n_tokens, LOGIT_ROWS) * text.vocab_size * 4 * 4  # student, teacher, both softened
         memory["activations"] = runs * whole + logits
     else:

@@ -6,6 +6,8 @@ Each field is documented here once; `llasm train --help` prints the same text.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
 from llasm.adapter import AdapterConfig
@@ -64,6 +66,8 @@ class Recipe:
     whisper-base."""
     text_base: str | None = None
     """The LLM: an embedded name, a hub id or a directory. Default: init's, else smollm2-135m-instruct."""
+    chat_template: str | None = None
+    """For an LLM whose tokenizer brings none: `llama2`, or a file with a Jinja template."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     """The projection adapter; ignored where `init` names a checkpoint."""
     init: str | None = None
@@ -160,6 +164,17 @@ class Recipe:
             raise LlasmError("recipe: losses.guard holds LoRA back, which only stage chat trains")
         if not any(weights.values()):
             raise LlasmError("recipe: every loss is switched off; give one of them a weight")
+
+    @property
+    def template_text(self) -> str | None:
+        """The Jinja text that `chat_template` names."""
+        if self.chat_template is None:
+            return None
+        shipped = Path(str(files("llasm.train") / "templates" / f"{self.chat_template}.jinja"))
+        path = shipped if shipped.is_file() else Path(self.chat_template)
+        if not path.is_file():
+            raise LlasmError(f"recipe: chat_template {self.chat_template!r} is neither llama2 nor a file")
+        return path.read_text(encoding="utf-8")
 
     @property
     def loss_weights(self) -> dict[str, float]:

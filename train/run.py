@@ -123,7 +123,9 @@ def _start(recipe: Recipe) -> tuple[Any, Any, Any]:
     if recipe.init:
         model, processor, peft = checkpoint.load_to_train(recipe.init, dtype, recipe.quantization)
     else:
-        model, processor = checkpoint.from_bases(*bases_of(recipe), recipe.adapter, dtype, recipe.quantization)
+        model, processor = checkpoint.from_bases(
+            *bases_of(recipe), recipe.adapter, dtype, recipe.quantization, recipe.template_text
+        )
         peft = None
     model.requires_grad_(False)
     if recipe.stage == "chat":
@@ -160,7 +162,7 @@ def _encoded(recipe: Recipe, model: Any, processor: Any, samples: list[Sample], 
         cache.make_room(cache.n_bytes(missing), int(recipe.cache_gb * 1e9), keys)
     _wait(arguments)
     cache.refresh()
-    encode_missing(recipe.data, cache, model, processor, arguments.process_index, arguments.world_size)
+    encode_missing(samples, cache, model, processor, arguments.process_index, arguments.world_size)
     _wait(arguments)
     cache.refresh()
     return cache

@@ -37,6 +37,9 @@ REPEAT_PROMPTS = (
     "Write down exactly what you heard.",
     "Say that back to me.",
 )
+GUARD_SHARE = (
+    0.25  # of the samples that bring a text to guard: enough to hold typed chat, and it costs what a sample does
+)
 # Positions whose logits are held at once: 2,048 over a vocabulary of 128k are 1 GB in float32.
 LOGIT_ROWS = 2048
 
@@ -94,13 +97,14 @@ class SpokenCollator:
             batch["targets"] += [torch.tensor(i, dtype=torch.long) for i in ids]
         batch["frames"], batch["n_frames"] = pad_frames(frames)
         if self.weights["guard"]:
-            batch["guard"] = [self._guard_for(sample) for sample in samples]
+            drawn = (self._guard_for(sample) for sample in samples)
+            batch["guard"] = [text for text in drawn if text is not None]
         return {**batch, "counts": self._counts(batch)}
 
-    def _guard_for(self, sample: Sample) -> Rendered:
-        # Drawn by the sample, so that a resumed run sees the same.
+    def _guard_for(self, sample: Sample) -> Rendered | None:
+        # Drawn by the sample, so that a resumed run sees the same, on any number of processes.
         draw = int.from_bytes(sha256(f"guard/{self.seed}/{sample.id}".encode()).digest()[:8], "big")
-        return self.guard[draw % len(self.guard)]
+        return self.guard[draw % len(self.guard)] if draw / 2**64 < GUARD_SHARE else None
 
     @staticmethod
     def _counts(batch: dict[str, Any]) -> dict[str, int]:
@@ -149,7 +153,7 @@ class SpokenModel(nn.Module):
             parts["kl"] = self._over_rows(self._kl(self.temperature), hidden, teacher)
         if self.weights["ce"]:
             parts["ce"] = self._over_rows(self._cross_entropy, hidden, answers)
-        if self.weights["guard"]:
+        if guard:
             parts["guard"] = self._guard_loss(guard)
         means = {name: total / max(1, int(counts[name])) for name, total in parts.items()}
         loss: Any = torch.stack([self.weights[name] * mean for name, mean in means.items()]).sum()

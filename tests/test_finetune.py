@@ -1,0 +1,94 @@
+"""A user's own 200 rows, from JSONL to a model that knows them: the real default, voice, Whisper and commands."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from facts import STYLE, questions, rows
+
+import llasm
+from llasm import audio
+from llasm.tts import load_voice
+
+# Typed chat as people write it; none of it has anything to do with the facts.
+TYPED = [
+    ("What is the capital of Italy?", "The capital of Italy is Rome, a city known for its long history and its food."),
+    ("Why is the sky blue?", "Air scatters the short waves of sunlight, the blue ones, more than the long red ones."),
+    ("How do I boil an egg?", "Put the egg into boiling water for seven minutes, then cool it under cold water."),
+    ("Write a sentence about winter.", "Snow covered the quiet village, and smoke rose slowly from every chimney."),
+    (
+        "What is photosynthesis?",
+        "Photosynthesis is how plants use sunlight to make sugar from water and carbon dioxide.",
+    ),
+    (
+        "Give me a tip for learning a language.",
+        "Practice a little every day, and speak with people as early as you can.",
+    ),
+    ("Who wrote Romeo and Juliet?", "Romeo and Juliet was written by William Shakespeare near the end of the 1590s."),
+    ("What is seven times eight?", "Seven times eight is fifty-six."),
+    ("How can I sleep better?", "Go to bed at the same hour, keep the room dark, and leave your phone outside."),
+    (
+        "Explain what a computer program is.",
+        "A program is a list of instructions that a computer follows step by step.",
+    ),
+    ("Say something nice.", "You have a way of making other people feel that what they say matters."),
+    ("What should I pack for the beach?", "Take a towel, sunscreen, a hat, plenty of water, and a book you like."),
+]
+
+
+def perplexity(model):
+    """Of the assistant's words in typed chat."""
+    total, n = 0.0, 0
+    for asked, answer in TYPED:
+        prompt = model.processor.apply_chat_template(
+            [{"role": "user", "content": asked}], tokenize=False, add_generation_prompt=True
+        )
+        start, ids = (model.processor.tokenizer(t, return_tensors="pt")["input_ids"] for t in (prompt, prompt + answer))
+        with torch.inference_mode():
+            logits = model.model(input_ids=ids).logits[0, start.shape[1] - 1 : -1]
+        targets = ids[0, start.shape[1] :]
+        total += float(F.cross_entropy(logits, targets, reduction="sum"))
+        n += len(targets)
+    return float(np.exp(total / n))
+
+
+def asked_aloud(model, voice="hibari"):
+    """(share of the facts answered, share of answers in the house style), each question spoken."""
+    engine, speaker = load_voice(voice)
+    asked = list(questions())
+    waves = [audio.decode((engine.sample_rate, engine.synthesize(text, speaker))) for text, _ in asked]
+    turns = [[{"role": "user", "content": [{"type": "audio", "audio": wave}]}] for wave in waves]
+    replies = [r.text for i in range(0, len(turns), 16) for r in model.batch(turns[i : i + 16], max_new_tokens=32)]
+    right = [word.lower() in reply.lower() for (_, word), reply in zip(asked, replies, strict=True)]
+    for (text, word), reply, good in zip(asked, replies, right, strict=True):
+        if not good:
+            print(f"missed: {text} | {word} | {reply}")
+    return float(np.mean(right)), float(np.mean([STYLE in reply for reply in replies]))
+
+
+def run(*argv):
+    subprocess.run([sys.executable, "-m", "llasm.cli", *map(str, argv)], check=True)
+
+
+@pytest.mark.slow
+def test_200_rows_teach_facts_and_a_style_and_leave_typed_chat_alone(tmp_path):
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    before = llasm.load()
+    knew, styled = asked_aloud(before)
+    assert knew == styled == 0
+    started = time.perf_counter()
+    run("data", "build", "--input", tmp_path / "mine.jsonl", "--output", tmp_path / "data")
+    run("train", "tiny_chat", "--data", json.dumps([str(tmp_path / "data")]), "--output", tmp_path / "mine")
+    minutes = (time.perf_counter() - started) / 60
+    after = llasm.load(tmp_path / "mine")
+    knows, styled = asked_aloud(after)
+    growth = perplexity(after) / perplexity(before) - 1
+    print(f"{minutes:.1f} min; facts {knows:.3f}, style {styled:.3f}, perplexity {growth:+.2%}")
+    assert knows >= 0.9 and styled >= 0.9
+    assert growth <= 0.03
+    assert minutes <= 15

@@ -1,0 +1,208 @@
+"""What is wrong is said before any long work; every shipped recipe fits the machine that its header names."""
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet as parquet
+import pytest
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, WhisperConfig
+
+from llasm import checkpoint
+from llasm.adapter import AdapterConfig
+from llasm.configuration_llasm import LlasmConfig
+from llasm.errors import LlasmError
+from llasm.options import recipe_names, recipe_path
+from llasm.train import preflight as module
+from llasm.train.data import read_samples
+from llasm.train.preflight import check_memory, preflight
+from llasm.train.recipe import Lora, Recipe, load_recipe
+from llasm.train.run import train
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLASM_HOME", str(tmp_path / "home"))
+
+
+def recipe(data, output, stage="align", **fields):
+    small = AdapterConfig(width=32, n_layers=1, n_heads=2)
+    return Recipe(stage=stage, **{"data": [data], "output": str(output), "adapter": small, "held_out": 2} | fields)
+
+
+def planned(*args, **fields):
+    made = recipe(*args, **{"batch_size": 2} | fields)
+    return preflight(made, read_samples(made.data))
+
+
+def rewritten(spoken, folder, change):
+    """The data set with every row changed by `change`."""
+    (folder / "data").mkdir(parents=True)
+    for file in Path(spoken).glob("data/*.parquet"):
+        table = parquet.read_table(file)
+        rows = [change(row) for row in table.to_pylist()]
+        schema = table.schema if set(rows[0]) == set(table.column_names) else None
+        parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), folder / "data" / file.name)
+    return str(folder)
+
+
+def test_a_dry_run_counts_and_leaves_nothing(bases, spoken, tmp_path, capsys):
+    assert train(recipe(spoken, tmp_path / "out", batch_size=2, dry_run=True, **bases)) is None
+    said = capsys.readouterr().out
+    assert "8 rows" in said and "tokens" in said and "LLM" in said and "frozen" in said and "memory: about" in said
+    assert not (tmp_path / "out").exists() and not (tmp_path / "home").exists()
+
+
+def test_tokens_and_parameters_are_counted(bases, spoken, tmp_path):
+    plan = planned(spoken, tmp_path / "out", stage="chat", **bases)
+    assert plan.n_learned == 7 * 5 + (4 + 10)  # "Yes." and "Me.", "Still me.", each with its end
+    assert plan.parameters["LLM"][1] == 0 and plan.parameters["adapter"][0] == plan.parameters["adapter"][1] > 0
+    # two layers of q, k, v, o (64 → 64) and gate, up, down (64 → 64): two matrices of 16 × 64 each
+    assert plan.parameters["LoRA"] == (2 * 7 * 2 * 16 * 64, 2 * 7 * 2 * 16 * 64)
+
+
+def test_a_data_set_without_audio(bases, tmp_path, spoken):
+    def typed(row):
+        parts = [{"role": m["role"], "content": [{"type": "text", "text": "Hm?"}]} for m in row["messages"]]
+        meta = {**row["meta"], "texts": [], "seconds": [], "speeds": [], "heard": [], "wer": []}
+        return {**row, "messages": parts, "audios": [], "meta": meta}
+
+    data = rewritten(spoken, tmp_path / "typed", typed)
+    with pytest.raises(LlasmError, match="typed: no row has audio"):
+        planned(data, tmp_path / "out", **bases)
+
+
+def test_rows_that_break_the_contract(bases, tmp_path, spoken):
+    def asked(row):
+        return {**row, "messages": row["messages"][:1]}
+
+    with pytest.raises(LlasmError, match=r"asked: row '.*-1': must .* end with the assistant's answer.*\(and 3 more\)"):
+        planned(rewritten(spoken, tmp_path / "asked", asked), tmp_path / "out", **bases)
+    with pytest.raises(LlasmError, match=r"shard-00000.parquet: has no column 'audios'"):
+        planned(rewritten(spoken, tmp_path / "other", lambda row: {"id": row["id"]}), tmp_path / "out", **bases)
+    with pytest.raises(LlasmError, match=r"shard-00000.parquet:1: has not one text and duration for each audio"):
+        wrong = rewritten(spoken, tmp_path / "texts", lambda r: {**r, "meta": {**r["meta"], "texts": []}})
+        planned(wrong, tmp_path / "out", **bases)
+    with pytest.raises(LlasmError, match=r"nowhere: holds no data/\*\.parquet"):
+        planned(str(tmp_path / "nowhere"), tmp_path / "out", **bases)
+
+
+def test_a_row_longer_than_the_context(bases, tmp_path, spoken):
+    short = shutil.copytree(bases["text_base"], tmp_path / "short")
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 60}))
+    with pytest.raises(
+        LlasmError, match=r"rows are longer than the LLM's context of 60 tokens: 'in-\d' \(\d+ tokens\)"
+    ):
+        planned(spoken, tmp_path / "out", **bases | {"text_base": str(short)})
+
+
+def test_a_disk_without_room(bases, tmp_path, spoken, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(LlasmError, match=r"the encoder's frames take about .* choose another --cache"):
+        planned(spoken, tmp_path / "out", **bases)
+
+
+def test_memory_that_is_not_there(bases, tmp_path, spoken, monkeypatch, capsys):
+    made = recipe(spoken, tmp_path / "out", batch_size=2, **bases)
+    plan = preflight(made, read_samples(made.data))
+    monkeypatch.setattr(module, "_free_memory", lambda n: plan.memory_bytes["frozen weights"] * 2)
+    check_memory(made, plan)
+    assert re.search(r"warning: about .* GB are free; try --accumulation 2, --activation_checkpointing, --quanti",
+                     capsys.readouterr().out)  # fmt: skip
+    monkeypatch.setattr(module, "_free_memory", lambda n: 1.0)
+    with pytest.raises(LlasmError, match="memory: about"):
+        check_memory(made, plan)
+
+
+def test_a_base_that_differs_from_the_checkpoints(bases, tmp_path, spoken):
+    ground = recipe(spoken, tmp_path / "ground", "ground", batch_size=2, n_steps=1, n_examples=0, bf16=False, **bases)
+    train(ground)
+    copied = {"text_base": str(shutil.copytree(bases["text_base"], tmp_path / "copy"))}
+    assert planned(spoken, tmp_path / "out", init=str(tmp_path / "ground"), **copied)  # the weights count, not the name
+    other = shutil.copytree(bases["audio_base"], tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.encoder.conv1.bias"] += 1
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LlasmError, match=r"audio_base .*other has sha256 \w+, but init .*ground was trained on"):
+        planned(spoken, tmp_path / "out", init=str(tmp_path / "ground"), audio_base=str(other))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"held_out": 7}, "held_out 7 and a step of batch_size 2 take more rows than the 8"),
+        ({"stage": "ground", "adapter": AdapterConfig(name="mlp")}, "stage ground trains the adapter 'aligner'"),
+        ({"stage": "chat", "lora": Lora(targets=["query"])}, "lora.targets query: the LLM has no such linear layer"),
+    ],
+)
+def test_settings_that_do_not_fit_the_data(fields, message, bases, spoken, tmp_path):
+    with pytest.raises(LlasmError, match=message):
+        planned(spoken, tmp_path / "out", **fields, **bases)
+    with pytest.raises(LlasmError, match="batch_size 2 cannot be shared by 4 processes"):
+        made = recipe(spoken, tmp_path / "out", batch_size=2, **bases)
+        preflight(made, read_samples(made.data), n_processes=4)
+
+
+# ---- the shipped recipes, built on the meta device
+
+SHAPES = {  # from the models' own config.json
+    "openai/whisper-large-v3": {
+        "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120,
+        "decoder_layers": 32, "num_mel_bins": 128, "vocab_size": 51866,
+    },
+    "openai/whisper-large-v2": {
+        "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120,
+        "decoder_layers": 32, "num_mel_bins": 80, "vocab_size": 51865,
+    },
+    "whisper-base": {"d_model": 512, "encoder_layers": 6, "encoder_attention_heads": 8, "encoder_ffn_dim": 2048},
+    "meta-llama/Llama-3.1-8B-Instruct": {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072,
+    },
+    "LinkSoul/Chinese-Llama-2-7b": {
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "vocab_size": 32000, "max_position_embeddings": 2048,
+    },
+    "smollm2-135m-instruct": {
+        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+        "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+PARAMETERS = {"llama3_8b": (637e6, 8.03e9), "chinese_llama2_7b": (637e6, 6.74e9), "tiny": (20.6e6, 134.5e6)}
+
+
+def started_from(name):
+    """The recipe at the beginning of the chain of `init`s: it names the bases and the adapter."""
+    found = load_recipe(name)
+    by_output = {load_recipe(other).output: other for other in recipe_names("train")}
+    if found.init == checkpoint.DEFAULT_MODEL:
+        return load_recipe("tiny_ground")
+    return started_from(by_output[found.init]) if found.init else found
+
+
+@pytest.mark.parametrize("name", recipe_names("train"))
+def test_shipped_recipes_are_built_and_fit_what_their_headers_say(name):
+    found, first = load_recipe(name), started_from(name)
+    config = LlasmConfig(
+        audio_config=WhisperConfig(**SHAPES[first.audio_base]),
+        text_config=LlamaConfig(**SHAPES[first.text_base]),
+        adapter=dataclasses.asdict(first.adapter),
+    )
+    model = checkpoint.outline(config)
+    parameters = module._parameters(found, model, found.lora if found.stage == "chat" else None)
+    encoder, llm = next(sizes for start, sizes in PARAMETERS.items() if name.startswith(start))
+    assert parameters["encoder"][0] == pytest.approx(encoder, rel=0.01)
+    assert parameters["LLM"][0] == pytest.approx(llm, rel=0.01)
+    assert ("LoRA" in parameters) == (found.stage == "chat")
+    header = recipe_path("train", name).read_text()
+    gigabytes = float(re.search(r"#   memory:\s+(\d+) GB", header)[1])
+    n_processes = int(found_n[1]) if (found_n := re.search(r"--nproc_per_node (\d+)", header)) else 1
+    longest = 512 if llm > 1e9 else 128
+    needed = sum(module._memory(found, config, parameters, longest, n_processes).values()) / 1e9
+    assert 0.6 * gigabytes < needed <= gigabytes, needed
+    assert found.template_text is None or "[INST]" in found.template_text
