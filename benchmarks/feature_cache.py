@@ -77,7 +77,7 @@ def compare(recipe: Any, n_steps: int) -> None:
             if step == 1:
                 started = time.perf_counter()
             batch = [samples[i] for i in order[step * recipe.batch_size :][: recipe.batch_size]]
-            inputs = collate(batch)
+            inputs = collate([(sample, 0) for sample in batch])
             if encoder_in_the_loop:
                 waves = [audio.decode(clips[key]) for s in batch for key in s.keys]
                 with torch.inference_mode():

@@ -134,6 +134,7 @@ def build_processor(
     template = chat_template or tokenizer.chat_template
     if template is None:
         raise LlasmError(f"{text_dir}: the LLM has no chat template; take an instruction-tuned one, or give a template")
+    tokenizer.chat_template = template
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.add_special_tokens({"additional_special_tokens": [AUDIO_TOKEN]})

@@ -149,8 +149,10 @@ class Samples(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Sample:
-        return self.samples[index]
+    def __getitem__(self, index: int) -> tuple[Sample, int]:
+        """(sample, epoch): `LengthGroupedOrder` counts on through the epochs."""
+        epoch, index = divmod(index, len(self.samples))
+        return self.samples[index], epoch
 
 
 def _n_words(sample: Sample) -> int:
@@ -160,6 +162,7 @@ def _n_words(sample: Sample) -> int:
 class LengthGroupedOrder(Sampler):
     """Batches of like length in an order that follows from (seed, epoch) alone, so a resumed run repeats it.
 
+    Yields indices of `Samples`: epoch · rows + row.
     batch_size: samples of a whole optimiser step, so that the order is the same on any number of processes.
     """
 
@@ -176,4 +179,4 @@ class LengthGroupedOrder(Sampler):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
         indices = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
-        return iter(indices[: len(self)])
+        return (self.epoch * len(self.lengths) + index for index in indices[: len(self)])

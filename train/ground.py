@@ -70,8 +70,8 @@ class GroundCollator:
     def __init__(self, cache: FeatureCache, tokenizer: Any) -> None:
         self.cache, self.tokenizer = cache, tokenizer
 
-    def __call__(self, samples: list[Sample]) -> dict[str, Any]:
-        pairs = [pair for s in samples for pair in zip(s.keys, s.texts, strict=True) if pair[1]]
+    def __call__(self, samples: list[tuple[Sample, int]]) -> dict[str, Any]:
+        pairs = [pair for s, _ in samples for pair in zip(s.keys, s.texts, strict=True) if pair[1]]
         frames, n_frames = pad_frames([self.cache.get(key).float() for key, _ in pairs])
         ids = self.tokenizer([text for _, text in pairs], add_special_tokens=False)["input_ids"]
         n_tokens = sum(map(len, ids))

@@ -1,7 +1,8 @@
 """Typed text that the LLM wrote itself: what `guard` keeps as it was.
 
 Given nothing but the chat template's user prefix, an instruct model continues with an instruction (Magpie, arXiv
-2406.08464, section 2), which it then answers. No data set is needed, and the text is just what the LLM is used to.
+2406.08464, section 2), which it then answers. No data set is needed. Both are sampled at temperature 1: greedy answers
+lie where the LLM is sure, and hold just that.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from llasm.generator import LocalGenerator
 
 from .conversation import Rendered, Renderer
 
-N_TEXTS, N_HELD_OUT = 96, 16
-BATCH = 112  # a step of the LLM takes little longer for many texts than for few
+N_TEXTS, N_HELD_OUT = 192, 16
+BATCH = 52  # a step of the LLM takes little longer for many texts than for few
 TRIES = 4  # how many times the texts wanted are asked for
-PROMPT_TOKENS, ANSWER_TOKENS = 32, 64
+PROMPT_TOKENS, ANSWER_TOKENS = 24, 64
 
 
 def guard_texts(model: Any, processor: Any, renderer: Renderer) -> tuple[list[Rendered], list[Rendered]]:
@@ -49,7 +50,8 @@ def _write(generator: LocalGenerator) -> list[tuple[str, str, bool]]:
         for seed in range(-(-TRIES * n // BATCH)):
             invented = generator.invent(None, BATCH, PROMPT_TOKENS, seed)
             prompts = [text for text, _ in invented if any(map(str.isalnum, text))]
-            answers = generator.generate([[{"role": "user", "content": p}] for p in prompts], ANSWER_TOKENS)
+            typed = [[{"role": "user", "content": prompt}] for prompt in prompts]
+            answers = generator.generate(typed, ANSWER_TOKENS, seed)
             pairs = zip(prompts, answers, strict=True)
             good = [(prompt, answer, cut_off) for prompt, (answer, cut_off) in pairs if answer]
             written += good

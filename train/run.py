@@ -30,7 +30,7 @@ from .ground import GroundCollator, GroundModel, unseen_words
 from .guard import guard_texts
 from .preflight import bases_of, check_memory, lora_config, preflight
 from .recipe import Recipe
-from .spoken import SpokenCollator, SpokenModel
+from .spoken import GUARD_SHARE, SpokenCollator, SpokenModel
 from .trainer import StageTrainer, gathered, last_snapshot
 
 SNAPSHOTS = "snapshots"
@@ -188,8 +188,8 @@ def _stage(recipe: Recipe, model: Any, processor: Any, peft: Any, cache: Feature
             guards = guard_texts(model, processor, renderer)
     repeat_share = recipe.repeat_share if recipe.stage == "align" else 0.0
     collator, eval_collator = (
-        SpokenCollator(cache, renderer, processor.tokenizer, weights, repeat_share, recipe.seed, guard)
-        for guard in guards
+        SpokenCollator(cache, renderer, processor.tokenizer, weights, repeat_share, recipe.seed, guard, share)
+        for guard, share in zip(guards, (GUARD_SHARE, 1.0), strict=True)
     )
     return SpokenModel(model, weights, recipe.temperature, recipe.n_negatives, peft), collator, eval_collator
 

@@ -72,15 +72,18 @@ class SpokenCollator:
         repeat_share: float = 0.0,
         seed: int = 0,
         guard: list[Rendered] | None = None,
+        guard_share: float = GUARD_SHARE,
     ) -> None:
+        """guard: texts of which a sample brings one along, with the probability `guard_share`."""
         self.cache, self.renderer, self.tokenizer = cache, renderer, tokenizer
         self.weights, self.repeat_share, self.seed = weights, repeat_share, seed
-        self.guard = guard or []
+        self.guard, self.guard_share = guard or [], guard_share
 
-    def __call__(self, samples: list[Sample]) -> dict[str, Any]:
+    def __call__(self, samples: list[tuple[Sample, int]]) -> dict[str, Any]:
+        """samples: each with its epoch."""
         batch: dict[str, Any] = {"spoken": [], "typed": [], "targets": [], "guard": []}
         frames: list[Tensor] = []
-        for sample in samples:
+        for sample, _ in samples:
             messages, truncated = sample.messages, sample.truncated
             if self.repeat_share and sample.keys:
                 messages, truncated = as_repetition(sample, self.repeat_share, self.seed)
@@ -97,14 +100,14 @@ class SpokenCollator:
             batch["targets"] += [torch.tensor(i, dtype=torch.long) for i in ids]
         batch["frames"], batch["n_frames"] = pad_frames(frames)
         if self.weights["guard"]:
-            drawn = (self._guard_for(sample) for sample in samples)
+            drawn = (self._guard_for(sample, epoch) for sample, epoch in samples)
             batch["guard"] = [text for text in drawn if text is not None]
         return {**batch, "counts": self._counts(batch)}
 
-    def _guard_for(self, sample: Sample) -> Rendered | None:
-        # Drawn by the sample, so that a resumed run sees the same, on any number of processes.
-        draw = int.from_bytes(sha256(f"guard/{self.seed}/{sample.id}".encode()).digest()[:8], "big")
-        return self.guard[draw % len(self.guard)] if draw / 2**64 < GUARD_SHARE else None
+    def _guard_for(self, sample: Sample, epoch: int) -> Rendered | None:
+        # Drawn by sample and epoch, so that a resumed run sees the same, on any number of processes.
+        draw = int.from_bytes(sha256(f"guard/{self.seed}/{epoch}/{sample.id}".encode()).digest()[:8], "big")
+        return self.guard[draw % len(self.guard)] if draw / 2**64 < self.guard_share else None
 
     @staticmethod
     def _counts(batch: dict[str, Any]) -> dict[str, int]:

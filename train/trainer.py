@@ -141,7 +141,7 @@ class StageTrainer(Trainer):
                     sums[name] = (total + float(value), count + n)
             # With ZeRO-3, generation would gather every layer for every token.
             n_examples = 0 if self.recipe.zero == 3 else self.recipe.n_examples
-            self.examples = [self._example(sample) for sample in samples[:n_examples]]
+            self.examples = [self._example(*item) for item in samples[:n_examples]]
         self.model.train()
         metrics = {f"eval_{name}": total / max(1, n) for name, (total, n) in sums.items()}
         self.log(dict(metrics))  # which adds the epoch
@@ -152,8 +152,8 @@ class StageTrainer(Trainer):
         self._evaluated = (self.state.global_step, metrics)
         return metrics
 
-    def _example(self, sample: Any) -> dict[str, str]:
-        batch = self._prepare_input(self.eval_collator([sample]))
+    def _example(self, sample: Any, epoch: int) -> dict[str, str]:
+        batch = self._prepare_input(self.eval_collator([(sample, epoch)]))
         return self.describe(sample, self.model.answer(batch, EXAMPLE_TOKENS))
 
     def _autocast(self) -> Any:
