@@ -103,10 +103,13 @@ def _chat(args: argparse.Namespace) -> None:
 
 def quiet() -> None:
     """Keeps the libraries' own progress bars and notes out of the answer."""
+    import warnings
+
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # PEFT's
 
 
 def _add_models(jobs: Any) -> None:

@@ -20,7 +20,7 @@ from llasm.generator import LocalGenerator
 from .conversation import Rendered, Renderer
 
 N_TEXTS, N_HELD_OUT = 192, 16
-BATCH = 52  # a step of the LLM takes little longer for many texts than for few
+BATCH = 52  # more take no longer a step, but the memory of the training itself
 TRIES = 4  # how many times the texts wanted are asked for
 PROMPT_TOKENS, ANSWER_TOKENS = 24, 64
 
