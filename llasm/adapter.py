@@ -188,7 +188,7 @@ class Aligner(Adapter):
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, d_llm)
         self.blank = nn.Linear(width, 1)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(12.0)))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(12.0)]))  # DeepSpeed sends no scalars
         self._table_facts: tuple[Tensor, Tensor] | None = None
 
     def forward(self, frames: Tensor, n_frames: Tensor, table: Tensor | None = None) -> AudioTokens:

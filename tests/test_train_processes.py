@@ -29,7 +29,20 @@ def rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")
     with open(folder / "in.jsonl", "w") as out:
         for i in range(ROWS):
-            asked, answer = f"What is {' and '.join(map(str, range(i % 5 + 1)))}?", f"It is {'very ' * (i % 7)}odd."
+            words = (
+                "apple",
+                "river",
+                "candle",
+                "mountain",
+                "pencil",
+                "garden",
+                "window",
+                "soldier",
+                "engine",
+                "violin",
+            )
+            asked = f"Where is the {words[i % 10]}{' and the ' + words[(3 * i + 1) % 10] if i > 9 else ''}?"
+            answer = f"It is {'very ' * (i % 7)}far."
             turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
             out.write(json.dumps({"messages": turns}) + "\n")
     quick = {"respond": Respond(answers="never"), "verify": Verify(asr="none")}
@@ -121,9 +134,17 @@ def test_sigterm_saves_and_says_how_to_go_on(options, tmp_path):
 # ---- two processes
 
 
+# Dropout and the sampled vocabulary are drawn anew in every process, and a token heard or not is a step in the loss:
+# without the first, with all of the second and at a fixed rate, nothing is left but the means over processes.
+CALM = {
+    "adapter": {"width": 32, "n_layers": 1, "n_heads": 2, "rate": "fixed", "dropout": 0.0},
+    "n_negatives": 5000, "learning_rate": 3e-4, "lora_learning_rate": 3e-3,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("zero", [0, 2, 3])
 def test_two_processes_follow_one(zero, options, tmp_path):
-    recipe = options()
+    recipe = options(**CALM)
     finish(llasm_train(recipe, tmp_path / "one", tmp_path))
     finish(llasm_train(recipe, tmp_path / "two", tmp_path, 2, "--zero", str(zero)))
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
@@ -137,15 +158,15 @@ def test_two_processes_follow_one(zero, options, tmp_path):
 
 @pytest.mark.parametrize("zero", [2, 3])
 def test_a_deepspeed_run_goes_on_from_its_snapshot(zero, options, tmp_path):
-    recipe = options(n_steps=8, save_steps=4)
+    recipe = options(**CALM, n_steps=30, save_steps=3)
     finish(llasm_train(recipe, tmp_path / "whole", tmp_path, 2, "--zero", str(zero)))
     process = llasm_train(recipe, tmp_path / "cut", tmp_path, 2, "--zero", str(zero))
-    while not list((tmp_path / "cut/snapshots").glob("checkpoint-4/trainer_state.json")):
+    while not list((tmp_path / "cut/snapshots").glob("checkpoint-6/trainer_state.json")):
         assert process.poll() is None and process.stdout.readline()
-    os.kill(process.pid, signal.SIGTERM)  # torchrun passes it on
+    process.terminate()  # torchrun passes it on
     process.communicate(timeout=120)
-    if not (tmp_path / "cut/metrics.json").exists():  # it was faster than the signal
-        finish(llasm_train(recipe, tmp_path / "cut", tmp_path, 2, "--zero", str(zero), "--resume"))
+    assert not (tmp_path / "cut/metrics.json").exists(), "it ended before it was told to stop"
+    finish(llasm_train(recipe, tmp_path / "cut", tmp_path, 2, "--zero", str(zero), "--resume"))
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), abs=1e-4)
 
 
