@@ -71,24 +71,30 @@ class LocalGenerator:
             raise LlasmError(f"{name}: has no chat template; take an instruct or chat model")
         return cls(model.to(device).eval(), tokenizer, weights.content_hash(directory))
 
-    def generate(self, batch: list[Messages], max_new_tokens: int) -> list[tuple[str, bool]]:
+    def generate(self, batch: list[Messages], max_new_tokens: int, seed: int | None = None) -> list[tuple[str, bool]]:
+        """As the protocol says; with a seed, sampled at temperature 1."""
         inputs = self._tokenizer.apply_chat_template(
             batch, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         )
-        return self._continue(inputs, max_new_tokens, do_sample=False)
+        if seed is None:
+            return self._continue(inputs, max_new_tokens, do_sample=False)
+        return self._sampled(inputs, max_new_tokens, seed, top_p=1.0)
 
     def invent(self, prompt: str | None, n: int, max_new_tokens: int, seed: int) -> list[tuple[str, bool]]:
-        import torch
-
         if prompt is None:
             prefix = self._user_prefix()
         else:
             messages = [{"role": "user", "content": prompt}]
             prefix = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         inputs = self._tokenizer([prefix] * n, return_tensors="pt", add_special_tokens=False)
+        return self._sampled(inputs, max_new_tokens, seed, top_p=0.95)
+
+    def _sampled(self, inputs: Any, max_new_tokens: int, seed: int, top_p: float) -> list[tuple[str, bool]]:
+        import torch
+
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return self._continue(inputs, max_new_tokens, do_sample=True, temperature=1.0, top_p=0.95, top_k=0)
+            return self._continue(inputs, max_new_tokens, do_sample=True, temperature=1.0, top_p=top_p, top_k=0)
 
     def _user_prefix(self) -> str:
         """What the chat template writes before a user's words."""
