@@ -17,7 +17,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,14 @@ from .runner import Stage, StageWork, read_block, run, write_block
 from .sources import mixed, read, told_apart
 from .speak import Speak, resolve_voices
 from .verify import Verify
-from .write import Write
+from .write import Cut, Write
 
 BLOCK_ROWS = 64  # rows of a block: one batch of the LLM; what a kill can cost
-# The same of the write stage: a row of kind self asks for several answers, one of long_audio is a whole recording.
-WRITE_ROWS = {"transcribe": 64, "ask": 64, "self": 8, "long_audio": 1}
-SHOWN_ERRORS = 20  # bad rows printed; all are in dropped.jsonl
+# The same of the stages before: a row of kind long_audio is a whole recording, one of kind self asks for several
+# answers.
+CUT_ROWS = {"long_audio": 1}
+WRITE_ROWS = {"transcribe": 64, "ask": 64, "self": 8}
+SHOWN_ERRORS = 20  # bad rows printed when the build goes on: all are then in dropped.jsonl
 
 
 def build(recipe: Recipe) -> Path:
@@ -120,16 +122,20 @@ def _stages(recipe: Recipe, voices: Any) -> list[Stage]:
     if check.asr != "none":
         stages.append(Verify(check.asr, check.max_wer, check.max_cer, check.allow_errors, check.recordings))
     if vary.needed(recipe.vary):
-        stages.append(vary.Vary(recipe.vary, recipe.speak.max_seconds, recipe.seed))
+        # Workers may run in another folder.
+        noise, music = (list(map(os.path.abspath, folders)) for folders in (recipe.vary.noise, recipe.vary.music))
+        settings = replace(recipe.vary, noise=noise, music=music)
+        stages.append(vary.Vary(settings, recipe.speak.max_seconds, recipe.seed))
     return stages
 
 
 def _tell(faults: list[BadRow], on_error: str) -> None:
     """Names the bad rows; with on_error=fail nothing is built before they are mended."""
-    for fault in faults[:SHOWN_ERRORS]:
+    shown = len(faults) if on_error == "fail" else SHOWN_ERRORS
+    for fault in faults[:shown]:
         print(f"llasm: {fault}", file=sys.stderr)
-    if len(faults) > SHOWN_ERRORS:
-        print(f"llasm: and {len(faults) - SHOWN_ERRORS} more", file=sys.stderr)
+    if len(faults) > shown:
+        print(f"llasm: and {len(faults) - shown} more", file=sys.stderr)
     if faults and on_error == "fail":
         n = len(faults)
         raise LlasmError(f"data build: {n} bad row{'s' * (n > 1)}; mend them, or go on without: --on-error skip")
@@ -182,24 +188,36 @@ def _apply(stage: Stage, blocks: list[str], recipe: Recipe, root: Path) -> list[
 
 
 def _written(rows: list[Row], recipe: Recipe, root: Path, dropped: list[Row]) -> list[Row]:
-    """The rows, those that wait for the write stage replaced by what it made of them."""
-    waiting = [row for row in rows if "write" in row]
-    if not waiting:
-        return rows
+    """The rows, long recordings cut, and those that wait for the write stage replaced by what it made of them."""
     asr = "whisper-base" if recipe.verify.asr == "none" else recipe.verify.asr
     respond = recipe.respond
-    stage = Write(respond.llm, respond.url, asr, respond.max_new_tokens, recipe.filter, recipe.seed)
+    write = Write(respond.llm, respond.url, asr, respond.max_new_tokens, recipe.filter, recipe.seed)
+    for stage, sizes in ((Cut(recipe.seed), CUT_ROWS), (write, WRITE_ROWS)):
+        rows = _replaced(rows, stage, sizes, recipe, root, dropped)
+    return rows
+
+
+def _replaced(
+    rows: list[Row], stage: Stage, sizes: dict[str, int], recipe: Recipe, root: Path, dropped: list[Row]
+) -> list[Row]:
+    """The rows, those of a kind in `sizes` (rows of a block) replaced by what the stage made of them."""
+
+    def kind_of(row: Row) -> str | None:
+        return row["write"]["kind"] if "write" in row else None
+
     blocks = []
-    for kind, size in WRITE_ROWS.items():
-        some = [row for row in waiting if row["write"]["kind"] == kind]
+    for kind, size in sizes.items():
+        some = [row for row in rows if kind_of(row) == kind]
         blocks += [_first_block(root, some[i : i + size]) for i in range(0, len(some), size)]
+    if not blocks:
+        return rows
     by_wish: dict[str, list[Row]] = {}
     for block in _apply(stage, blocks, recipe, root):
         for row in read_block(root, block, clips=False):
             by_wish.setdefault(row.pop("wish"), []).append(row)
     done: list[Row] = []
     for row in rows:
-        made = by_wish.get(row["id"], []) if "write" in row else [row]
+        made = by_wish.get(row["id"], []) if kind_of(row) in sizes else [row]
         dropped += [one for one in made if "dropped" in one]
         done += [{**one, "source_number": row["source_number"]} for one in kept(made)]
     return told_apart(done)
@@ -207,7 +225,7 @@ def _written(rows: list[Row], recipe: Recipe, root: Path, dropped: list[Row]) ->
 
 def _filtered(rows: list[Row], recipe: Recipe, root: Path) -> list[Row]:
     """The rows, those that break a rule marked; the verdicts are kept for the next run."""
-    name = _key("filter", 2, asdict(recipe.filter), [_content(row) for row in rows])
+    name = _key("filter", 3, asdict(recipe.filter), [_content(row) for row in rows])
     file = root / "filter" / f"{name}.json"
     if file.exists():
         verdicts = json.loads(file.read_text(encoding="utf-8"))

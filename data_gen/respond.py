@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from llasm.generator import generator_for, identity_of
+from llasm.generator import Refusal, generator_for, identity_of
 
 from .filter import answer_fault
 from .recipe import Filter
@@ -31,7 +31,7 @@ class Respond:
 
     def settings(self) -> dict[str, Any]:
         return {
-            "version": 2,
+            "version": 3,
             "llm": identity_of(self.llm, self.url),
             "always": self.always,
             "max_new_tokens": self.max_new_tokens,
@@ -52,6 +52,9 @@ class Respond:
         batch = [as_typed(rows[i]) for i in asked]
         written = generator_for(self.llm, self.url).generate(batch, self.max_new_tokens)
         for i, (text, truncated) in zip(asked, written, strict=True):
+            if isinstance(text, Refusal):
+                done[i] = drop(rows[i], self.name, "refused by the server", text.reason)
+                continue
             answer = {"role": "assistant", "content": [{"type": "text", "text": text}]}
             meta = {**rows[i]["meta"], "answered_by": self.llm, "truncated": truncated}
             done[i] = {**rows[i], "messages": [*rows[i]["messages"], answer], "meta": meta}

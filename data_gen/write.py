@@ -7,7 +7,7 @@
 - kind `ask`: the same where words are missing; then the LLM, given the transcript as LLaVA gave captions (arXiv
   2304.08485, section 3), writes a question of conversation (with its answer and a second question) or of reasoning
   about it, or the question for detail is drawn. The recording stays; the questions are typed beside it.
-- kind `long_audio`: a recording is cut at pauses; each segment is then asked about.
+- kind `long_audio`: a recording is cut at pauses (`Cut`); each segment is then a row of kind `ask`.
 """
 
 from __future__ import annotations
@@ -55,62 +55,20 @@ FALLBACK = {
 MAX_NEW_TOKENS = 48
 
 
-@dataclass
-class Write:
-    """Rows marked with `write` → rows with messages, several for one of kind `self` or `long_audio`.
+@dataclass(frozen=True)
+class Cut:
+    """Rows of kind `long_audio` → a row of kind `ask` for each segment; `wish` is the recording's id."""
 
-    `wish` is the marked row's id.
-    """
-
-    llm: str
-    url: str | None
-    asr: str
-    max_new_tokens: int
-    rules: Filter
     seed: int
 
-    name = "write"
-    uses_model = True
+    name = "cut"
+    uses_model = False
 
     def settings(self) -> dict[str, Any]:
-        return {
-            "version": 3,
-            "llm": identity_of(self.llm, self.url),
-            "asr": identity_of(self.asr, None),
-            "max_new_tokens": self.max_new_tokens,
-            "max_answer_chars": self.rules.max_answer_chars,
-            "seed": self.seed,
-        }
+        return {"version": 1, "seed": self.seed}
 
     def __call__(self, rows: list[Row]) -> list[Row]:
-        rows = [{**row, "wish": row["id"]} for row in rows]
-        rows = [made for row in rows for made in self._expanded(row)]
-        rows = self._transcribed(rows)
-        rows = self._asked(rows)
-        return [{key: value for key, value in row.items() if key != "write"} for row in rows]
-
-    def _expanded(self, row: Row) -> list[Row]:
-        makers = {"self": self._instructions, "long_audio": self._segments}
-        maker = makers.get(row["write"]["kind"])
-        return maker(row) if maker else [row]
-
-    def _instructions(self, row: Row) -> list[Row]:
-        write = row["write"]
-        prompt = None
-        if write["examples"]:
-            prompt = SELF.format(examples="\n".join(f"- {example}" for example in write["examples"]))
-        seed = seed_of(f"{self.seed}/{row['id']}") % 2**32
-        texts = generator_for(self.llm, self.url).invent(prompt, write["n"], MAX_NEW_TOKENS, seed)
-        made = []
-        for i, (text, truncated) in enumerate(texts):
-            instruction = first_line(text)
-            if truncated and "\n" not in text.strip():  # a sentence cut off in its middle
-                instruction = ""
-            meta = {**row["meta"], "asked_by": self.llm, "language": language_of([instruction])}
-            messages = [{"role": "user", "content": [{"type": "audio", "text": instruction}]}]
-            one = {**row, "id": f"{row['id']}.{i}", "messages": messages, "audios": [None], "meta": meta}
-            made.append(one if instruction else drop(one, self.name, "nothing written", text))
-        return made
+        return [segment for row in rows for segment in self._segments({**row, "wish": row["id"]})]
 
     def _segments(self, row: Row) -> list[Row]:
         """Segments of at most 30 s, cut at pauses."""
@@ -135,6 +93,59 @@ class Write:
                 }
             )
         return made or [drop(row, self.name, "no speech found")]
+
+
+@dataclass
+class Write:
+    """Rows marked with `write` → rows with messages, several for one of kind `self`.
+
+    `wish` is the marked row's id.
+    """
+
+    llm: str
+    url: str | None
+    asr: str
+    max_new_tokens: int
+    rules: Filter
+    seed: int
+
+    name = "write"
+    uses_model = True
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "version": 4,
+            "llm": identity_of(self.llm, self.url),
+            "asr": identity_of(self.asr, None),
+            "max_new_tokens": self.max_new_tokens,
+            "max_answer_chars": self.rules.max_answer_chars,
+            "seed": self.seed,
+        }
+
+    def __call__(self, rows: list[Row]) -> list[Row]:
+        rows = [{**row, "wish": row["id"]} for row in rows]
+        rows = [made for row in rows for made in (self._instructions(row) if row["write"]["kind"] == "self" else [row])]
+        rows = self._transcribed(rows)
+        rows = self._asked(rows)
+        return [{key: value for key, value in row.items() if key != "write"} for row in rows]
+
+    def _instructions(self, row: Row) -> list[Row]:
+        write = row["write"]
+        prompt = None
+        if write["examples"]:
+            prompt = SELF.format(examples="\n".join(f"- {example}" for example in write["examples"]))
+        seed = seed_of(f"{self.seed}/{row['id']}") % 2**32
+        texts = generator_for(self.llm, self.url).invent(prompt, write["n"], MAX_NEW_TOKENS, seed)
+        made = []
+        for i, (text, truncated) in enumerate(texts):
+            instruction = first_line(text)
+            if truncated and "\n" not in text.strip():  # a sentence cut off in its middle
+                instruction = ""
+            meta = {**row["meta"], "asked_by": self.llm, "language": language_of([instruction])}
+            messages = [{"role": "user", "content": [{"type": "audio", "text": instruction}]}]
+            one = {**row, "id": f"{row['id']}.{i}", "messages": messages, "audios": [None], "meta": meta}
+            made.append(one if instruction else drop(one, self.name, "nothing written", text))
+        return made
 
     def _transcribed(self, rows: list[Row]) -> list[Row]:
         """Each recording without words gets Whisper's, its row the language that Whisper hears."""

@@ -6,6 +6,7 @@ Data generation lets one answer what is then spoken; training takes from one the
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, Protocol
@@ -16,13 +17,24 @@ Messages = list[dict[str, str]]
 REQUESTS_AT_ONCE = 16  # to a server, which batches them
 
 
+class Refusal(str):
+    """The empty answer to a conversation that a server will not have: too long for it, or against its rules."""
+
+    reason: str
+
+    def __new__(cls, reason: str) -> Refusal:
+        refusal = super().__new__(cls, "")
+        refusal.reason = reason
+        return refusal
+
+
 class TextGenerator(Protocol):
     """Writes the assistant's next message for each conversation, and instructions of its own."""
 
     identity: str  # part of the cache key: another model writes other answers
 
     def generate(self, batch: list[Messages], max_new_tokens: int) -> list[tuple[str, bool]]:
-        """Greedy answers in order, each with whether `max_new_tokens` cut it off."""
+        """Greedy answers in order, each with whether `max_new_tokens` cut it off; a Refusal where there is none."""
         ...
 
     def invent(self, prompt: str | None, n: int, max_new_tokens: int, seed: int) -> list[tuple[str, bool]]:
@@ -125,6 +137,7 @@ class ServerGenerator:
 
         self.identity = identity_of(model, url)
         self._errors = openai.OpenAIError
+        self._refusals = (openai.BadRequestError, openai.UnprocessableEntityError)
         self._client = openai.OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=5)
         self._model, self._url = model, url
 
@@ -132,8 +145,7 @@ class ServerGenerator:
         def one(messages: Messages) -> tuple[str, bool]:
             return self._ask(messages, max_new_tokens, temperature=0.0)
 
-        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-            return list(pool.map(one, batch))
+        return self._all(one, batch)
 
     def invent(self, prompt: str | None, n: int, max_new_tokens: int, seed: int) -> list[tuple[str, bool]]:
         # A chat API gives no way to continue the user's own turn.
@@ -143,14 +155,27 @@ class ServerGenerator:
         def one(i: int) -> tuple[str, bool]:
             return self._ask(messages, max_new_tokens, temperature=1.0, seed=seed + i)
 
+        return self._all(one, range(n))
+
+    def _all(self, one: Callable[[Any], tuple[str, bool]], batch: Sequence[Any]) -> list[tuple[str, bool]]:
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-            return list(pool.map(one, range(n)))
+            answers = list(pool.map(one, batch))
+        first = answers[0][0] if answers else ""
+        # A server that refuses every one refuses the request, such as a setting: no row is to blame.
+        if len(answers) > 1 and isinstance(first, Refusal) and all(isinstance(text, Refusal) for text, _ in answers):
+            raise LlasmError(f"{self._url}: refuses every request: {first.reason}")
+        return answers
 
     def _ask(self, messages: Messages, max_new_tokens: int, **sampling: Any) -> tuple[str, bool]:
         request: Any = {"model": self._model, "messages": messages, "max_tokens": max_new_tokens, **sampling}
         try:
             choice = self._client.chat.completions.create(**request).choices[0]
+        except self._refusals as error:
+            return Refusal(_short(error)), False
         except self._errors as error:
-            reason = " ".join(str(error).split())[:200]
-            raise LlasmError(f"{self._url}: {reason}; what is answered so far is kept") from error
+            raise LlasmError(f"{self._url}: {_short(error)}; the batches that are finished are kept") from error
         return (choice.message.content or "").strip(), choice.finish_reason == "length"
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

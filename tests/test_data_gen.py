@@ -20,6 +20,7 @@ from llasm.data_gen.build import build
 from llasm.data_gen.prompts import Truecaser, plain
 from llasm.data_gen.recipe import Recipe, Respond, Source, Speak, Vary, Verify, load_recipe
 from llasm.data_gen.respond import Respond as RespondStage
+from llasm.data_gen.runner import read_block
 from llasm.data_gen.vary import NOTHING_HEARD
 from llasm.data_gen.verify import fewest_errors
 from llasm.errors import LlasmError
@@ -154,7 +155,7 @@ def test_recordings_without_words_are_transcribed_in_the_language_that_is_heard(
     wave = chinese.synthesize("你好，今天天气很好，我们去公园散步吧。", voice)
     audio.write_wav(tmp_path / "zh.wav", audio.decode((chinese.sample_rate, wave)), 16_000)
     shutil.copy("examples/france.wav", tmp_path / "en.wav")
-    (tmp_path / "broken.wav").write_bytes(b"RIFF no audio at all")
+    (tmp_path / "broken.wav").write_bytes(wav_bytes(np.zeros(800), 16_000)[:600])  # a header that promises more
     names = ("zh", "en", "broken")
     (tmp_path / "clips.csv").write_text("audio\n" + "".join(f"{name}.wav\n" for name in names))
     sources = [Source(path=str(tmp_path / "clips.csv"), kind="speech", ask=["detail"])]
@@ -173,7 +174,7 @@ def test_recordings_without_speech_or_sound_are_left_out_and_the_others_cut(tmp_
     folder.mkdir()
     shutil.copy("examples/data/talk.ogg", folder)
     audio.write_wav(folder / "silent.wav", np.zeros(32_000, np.float32), 16_000)
-    (folder / "broken.wav").write_bytes(b"RIFF no audio at all")
+    (folder / "broken.wav").write_bytes(wav_bytes(np.zeros(800), 16_000)[:600])
     recipe = quick(tmp_path, tmp_path / "out", verify=Verify(asr="none"), respond=Respond(max_new_tokens=32))
     recipe.sources = [Source(path=str(folder), kind="long_audio", ask=["conversation", "reply"])]
     build(recipe)
@@ -184,6 +185,12 @@ def test_recordings_without_speech_or_sound_are_left_out_and_the_others_cut(tmp_
     rows = rows_of(tmp_path / "out")
     assert rows and all(row["id"].startswith("talk-") and row["meta"]["texts"][0] for row in rows)
     assert all(row["messages"][-1]["role"] == "assistant" for row in rows)
+    # The segments are one block of the LLM's, whatever recording they are cut from.
+    assert len(list((tmp_path / "out/.stages/cut").iterdir())) == 3
+    [written] = (tmp_path / "out/.stages/write").iterdir()
+    assert {row["wish"] for row in read_block(tmp_path / "out/.stages", f"write/{written.stem}", clips=False)} == {
+        row["id"] for row in rows
+    }
 
 
 @needs_espeak
@@ -348,7 +355,8 @@ def test_an_openai_server_speaks_and_answers(monkeypatch, tmp_path):
                 choice = {"index": 0, "message": message, "finish_reason": "length"}
                 answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
                 content, kind = json.dumps(answer).encode(), "application/json"
-            self.send_response(404 if body["model"] == "nosuch" else 200)
+            refused = any("forbidden" in message["content"] for message in body.get("messages", []))
+            self.send_response(404 if body["model"] == "nosuch" else 400 if refused else 200)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -371,6 +379,19 @@ def test_an_openai_server_speaks_and_answers(monkeypatch, tmp_path):
         assert [said(row) for row in rows] == ["Fine.", "Fine."] and all(row["meta"]["truncated"] for row in rows)
         assert {body["voice"] for path, body in asked if path == "/v1/audio/speech"} == {"ann"}
         assert {body["max_tokens"] for path, body in asked if path == "/v1/chat/completions"} == {7}
+        stage = RespondStage("m", url, False, 7, Recipe(output="x", input="y").filter)
+        texts = ["Fine?", "A forbidden thing?", "And a forbidden one?"]
+        rows = [
+            {"id": text, "messages": [{"role": "user", "content": [{"type": "audio", "text": text}]}], "meta": {}}
+            for text in texts
+        ]
+        done = stage(rows)
+        assert said(done[0]) == "Fine." and [row["dropped"]["reason"] for row in done[1:]] == 2 * [
+            "refused by the server"
+        ]
+        assert "400" in done[1]["dropped"]["detail"]
+        with pytest.raises(LlasmError, match=r"refuses every request: .*400"):
+            stage(rows[1:])
         bad = quick(source, tmp_path / "bad", respond=Respond(llm="nosuch", url=url))
         with pytest.raises(LlasmError, match=r"v1: .*404"):
             build(bad)
@@ -417,6 +438,21 @@ def test_an_engine_from_outside_is_one_file(monkeypatch, tmp_path):
     build(quick(source, tmp_path / "english", speak=Speak(voices=["beeper:low"])))
     [dropped] = map(json.loads, (tmp_path / "english/dropped.jsonl").read_text().splitlines())
     assert dropped["id"] == "zh" and dropped["reason"] == "no voice"
+
+
+def test_what_kokoro_lacks_is_told_before_it_speaks(monkeypatch, tmp_path):
+    np.savez(tmp_path / "voices.npz", af_heart=np.zeros((510, 1, 256)), zf_xiaoni=np.zeros((510, 1, 256)))
+    monkeypatch.setenv("LLASM_KOKORO", str(tmp_path))
+    engine = load_engine("kokoro")
+    for name in (r"\*\.onnx", r"config\.json"):
+        with pytest.raises(LlasmError, match=f"holds no {name}"):
+            engine.identity("af_heart")
+        (tmp_path / "model.onnx").write_bytes(b"x")
+    (tmp_path / "config.json").write_text('{"vocab": {}}')
+    assert engine.identity("af_heart")
+    monkeypatch.setitem(sys.modules, "misaki.zh", None)
+    with pytest.raises(LlasmError, match=r"pip install 'misaki\[zh\]'"):
+        engine.identity("zf_xiaoni")
 
 
 def test_what_cannot_be_spoken_is_a_clear_error():

