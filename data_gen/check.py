@@ -13,10 +13,9 @@ from llasm import audio
 from llasm.errors import LlasmError
 from llasm.records import BadRow, locate, records
 
-from .rows import messages_of
+from .rows import MAX_WORDS, all_texts, messages_of, n_words
 
 MAX_AUDIO_SECONDS = 30.0  # of a clip: longer ones are cut into several
-MAX_WORDS = 2000  # of a conversation: more fills a small model's context
 MAX_CLIPS = 16
 
 
@@ -53,10 +52,8 @@ def _faults(where: str, record: Any, so_far: Checked) -> list[str]:
     except BadRow as error:
         return [error.reason]
     faults = []
-    faults += _order_faults([message["role"] for message in messages])
-    texts = [part["text"] or "" for message in messages for part in message["content"]]
-    if (n_words := sum(len(text.split()) for text in texts)) > MAX_WORDS:
-        faults.append(f"{n_words} words; more than {MAX_WORDS} do not fit a small model")
+    if (n := n_words(all_texts({"messages": messages}))) > MAX_WORDS:
+        faults.append(f"{n} words; more than {MAX_WORDS} do not fit a small model")
     if len(audios) > MAX_CLIPS:
         faults.append(f"{len(audios)} clips; more than {MAX_CLIPS} do not fit a small model")
     for number, given in enumerate(audios, 1):
@@ -73,13 +70,3 @@ def _faults(where: str, record: Any, so_far: Checked) -> list[str]:
             faults.append(f"audio {number}: {seconds:.1f} s; longer than {MAX_AUDIO_SECONDS:.0f} s")
     so_far.answered += messages[-1]["role"] == "assistant"
     return faults
-
-
-def _order_faults(roles: list[str]) -> list[str]:
-    """A system message only first; user and assistant by turns."""
-    turns = roles[1:] if roles[0] == "system" else roles
-    for i, role in enumerate(turns):
-        wanted = ("user", "assistant")[i % 2]
-        if role != wanted:
-            return [f"turn {i + 1} is the {role}'s; it should be the {wanted}'s"]
-    return []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Iterator
 from itertools import count, islice
@@ -25,11 +26,12 @@ from .rows import PLACEHOLDER
 
 FORMATS = ("llava", "sharegpt", "audiofolder", "webdataset")
 TAR_ROWS = 1000  # rows of a tar
+STEM_BYTES = 100  # of a file's name, which must not have more than 255 with its number and suffix
 _NAMES = {"user": "human", "assistant": "gpt", "system": "system"}
 
 
 def export(path: str, form: str, output: Path) -> Path:
-    """Writes the data set at `path` into the new folder `output`; returns it."""
+    """Writes the data set at `path` into the new folder `output`, whole or not at all; returns it."""
     if form not in FORMATS:
         raise LlasmError(f"unknown format {form!r}: {', '.join(FORMATS)}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -38,9 +40,18 @@ def export(path: str, form: str, output: Path) -> Path:
     first = next(rows, None)
     if first is None:
         raise LlasmError(f"{path}: holds no row")
-    output.mkdir(parents=True, exist_ok=True)
+    output = output.resolve()
+    partial = output.with_name(f".{output.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+    partial.mkdir(parents=True)
     writers = {"llava": _llava, "sharegpt": _sharegpt, "audiofolder": _audiofolder, "webdataset": _webdataset}
-    writers[form](_chain(first, rows), output)
+    try:
+        writers[form](_chain(first, rows), partial)
+        if output.exists():  # and is empty
+            output.rmdir()
+        partial.replace(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return output
 
 
@@ -70,7 +81,8 @@ class _Stems:
         self._taken: set[str] = set()
 
     def __call__(self, row: dict[str, Any]) -> str:
-        stem = plain = "".join(c if c.isalnum() or c in "-_~" else "_" for c in row["id"])
+        plain = "".join(c if c.isalnum() or c in "-_~" else "_" for c in row["id"])
+        stem = plain = plain.encode()[:STEM_BYTES].decode(errors="ignore")
         for number in count(2):
             if stem not in self._taken:
                 break

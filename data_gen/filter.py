@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from tqdm import tqdm
@@ -16,11 +16,12 @@ from tqdm import tqdm
 from llasm.tts.speakable import speakable
 
 from .recipe import Filter
-from .rows import Row, answers, drop, language_of, user_texts
+from .rows import MAX_WORDS, Row, all_texts, answers, drop, language_of, n_words, user_texts
 
 _CODE = re.compile(
     r"```|<[a-z/!][^>]{0,80}>|\bdef \w+\(|\b(?:class|function) \w*\s?[({:]|^\s*(?:import|from) [\w.]+(?: import .*)?$"
-    r"|\b(?:const|var|let|int|float|void|public|static) \w+ ?[=(]|\breturn [^.?!]*;|\w\([^)\s]*\)\s?[;{]|=>|[;{}]\s*$"
+    r"|\b(?:const|var|let|public|static) \w+ ?=|\b(?:int|float|void) \w+ ?[=(]|\breturn [^.?!]*;"
+    r"|\w\([^)\s]*\)\s?[;{]|=>|[;{}]\s*$"
     r"|\{\s*\"|\bSELECT\b.+\bFROM\b|\bINSERT INTO\b|\bUPDATE \w+ SET\b|^\s*(?:>>>|\$ )",
     re.MULTILINE,
 )
@@ -31,8 +32,8 @@ _LATEX = re.compile(r"\$[^$]*\\|\\[a-z]+\{|\\frac|\^\{")
 _NO_INFORMATION = re.compile(
     r"^(?:i(?:'m| am) (?:sorry|afraid|unable to|not able to)|sorry,? (?:but )?i"
     r"|i (?:don't|do not) (?:know|have|understand)"
-    r"|i (?:cannot|can't) (?:answer|help (?:you )?with|provide|assist)|as an? (?:ai|artificial|language)"
-    r"|n/?a\b|none\.?$|unknown\.?$"
+    r"|i (?:cannot|can't) (?:answer|help (?:you )?with|provide|assist)"
+    r"|as an? (?:ai|artificial intelligence|language model)\b|n/?a\.?$|none\.?$|unknown\.?$"
     r"|no answer|我不知道|抱歉|对不起|作为一个)",
     re.IGNORECASE,
 )
@@ -53,10 +54,16 @@ def unreadable(text: str) -> str | None:
         return "formula"
     if _CODE.search(text):
         return "code"
-    symbols = len(_SYMBOL.findall(text))
+    symbols = sum(not _said(symbol) for symbol in _SYMBOL.findall(text))
     if symbols > 1 and symbols > MAX_SYMBOL_SHARE * len(text):
         return "symbols"
     return None
+
+
+@cache
+def _said(symbol: str) -> str:
+    """Its words where it has any: "12 + 5 = ?" is read aloud."""
+    return speakable(symbol)
 
 
 def prompt_fault(text: str, language: str, rules: Filter) -> str | None:
@@ -104,7 +111,7 @@ def answer_fault(text: str, rules: Filter) -> str | None:
 
 
 def row_fault(row: Row, rules: Filter) -> tuple[str, str] | None:
-    """(reason, text) of the first text of a row that breaks a rule; recordings are what they are."""
+    """(reason, detail) of the first rule that a row breaks; recordings are what they are."""
     audios = iter(row["audios"])
     for message in row["messages"]:
         for part in message["content"]:
@@ -114,6 +121,8 @@ def row_fault(row: Row, rules: Filter) -> tuple[str, str] | None:
     for answer in answers(row):
         if fault := answer_fault(answer, rules):
             return fault, answer
+    if (n := n_words(all_texts(row))) > MAX_WORDS:
+        return "conversation too long", f"{n} words; more than {MAX_WORDS} do not fit a small model"
     return None
 
 
@@ -124,41 +133,44 @@ def filter_rows(rows: Iterable[Row], rules: Filter) -> list[Row]:
     for row in tqdm(rows, desc="filter", unit="row"):
         if fault := row_fault(row, rules):
             row = drop(row, "filter", *fault)
-        elif earlier := seen.add(row["id"], _fingerprint(row)):
+        elif earlier := seen.add(row["id"], *_fingerprint(row)):
             row = drop(row, "filter", "duplicate", f"of {earlier}")
         checked.append(row)
     return checked
 
 
-def _fingerprint(row: Row) -> str:
-    """What must not repeat: the user's words and, where there are recordings, which ones."""
+def _fingerprint(row: Row) -> tuple[str, str]:
+    """(which recordings, the user's words beside them): what must not repeat."""
     recorded = [audio["sha256"] for audio in row["audios"] if audio is not None]
+    spoken = [text for text, audio in zip(user_texts(row), row["audios"], strict=True) if audio is None]
     typed = [p["text"] for m in row["messages"] if m["role"] == "user" for p in m["content"] if p["type"] == "text"]
-    words = " ".join(user_texts(row) + typed).lower()
-    return " ".join([re.sub(r"[^\w]+", " ", words).strip(), *recorded])
+    words = " ".join(spoken + typed).lower()
+    return " ".join(recorded), re.sub(r"[^\w]+", " ", words).strip()
 
 
 class _Seen:
-    """Finds, for each text, an earlier one that shares `threshold` of its shingles."""
+    """Finds, for each text, an earlier one about the same recordings that shares `threshold` of its shingles."""
 
     def __init__(self, threshold: float) -> None:
         from datasketch import MinHashLSH
 
         self._threshold = threshold
-        self._exact: dict[str, str] = {}
+        self._exact: dict[tuple[str, str], str] = {}
         self._shingles: dict[str, frozenset[str]] = {}
         self._index = MinHashLSH(threshold=threshold, num_perm=N_PERMUTATIONS) if threshold < 1 else None
 
-    def add(self, name: str, text: str) -> str | None:
+    def add(self, name: str, recordings: str, text: str) -> str | None:
         """The earlier text's name where this one repeats it; else None, and this one is remembered."""
-        if text in self._exact:
-            return self._exact[text]
+        if (recordings, text) in self._exact:
+            return self._exact[recordings, text]
         if self._index is not None:
             from datasketch import MinHash
 
             # Padded, so that the first and last letters are in as many shingles as the others: they may be a number.
             padded = f"{_PADDING}{text}{_PADDING}"
-            shingles = frozenset(padded[i : i + SHINGLE_CHARS] for i in range(len(padded) - SHINGLE_CHARS + 1))
+            starts = range(len(padded) - SHINGLE_CHARS + 1)
+            # The recordings' hashes in each: those of other recordings have nothing in common.
+            shingles = frozenset(recordings + padded[i : i + SHINGLE_CHARS] for i in starts)
             sketch = MinHash(num_perm=N_PERMUTATIONS)
             sketch.update_batch([shingle.encode() for shingle in sorted(shingles)])
             for other in sorted(self._index.query(sketch)):
@@ -167,5 +179,5 @@ class _Seen:
                     return other
             self._index.insert(name, sketch)
             self._shingles[name] = shingles
-        self._exact[text] = name
+        self._exact[recordings, text] = name
         return None

@@ -21,7 +21,8 @@ LANGUAGES = ("en", "zh")
 class Source:
     path: str | None = None
     """`text`: JSON, JSONL, CSV, TSV, parquet, a webdataset tar, an audiofolder, a directory saved by `datasets`, or
-    a hub id. `speech`: the same, with audio and what it says. `long_audio`: an audio file or a folder of them."""
+    a hub id (`owner/name` or `owner/name:configuration`). `speech`: the same, with audio and what it says.
+    `long_audio`: an audio file or a folder of them."""
     kind: Kind = "text"
     """`text`: conversations, whose user turns are spoken. `speech`: recordings with transcripts. `long_audio`:
     talks, cut at pauses and transcribed. `self`: the LLM writes the instructions."""
@@ -33,7 +34,7 @@ class Source:
     """Names in the source → the row's: prompt, answer, system, messages, conversations, audio, text, id, licence.
     For instance {prompt: question, answer: response}."""
     split: str = "train"
-    """Split of a hub data set."""
+    """Split of a hub data set or a saved DatasetDict."""
     licence: str = "unknown"
     """Licence of the source, as SPDX names it, for the data card."""
     attribution: str = ""
@@ -193,6 +194,8 @@ class Recipe:
         for value, name in ((self.vary.variants, "vary.variants"), (self.vary.no_speech_share, "vary.no_speech_share")):
             if value < 0:
                 raise LlasmError(f"recipe: {name} is {value}; it must not be negative")
+        if self.respond.max_new_tokens < 1:
+            raise LlasmError(f"recipe: respond.max_new_tokens is {self.respond.max_new_tokens}; it must be at least 1")
         if not 0 < self.filter.near_duplicates <= 1:
             raise LlasmError(f"recipe: filter.near_duplicates is {self.filter.near_duplicates}; it must lie in (0, 1]")
         if not 0 < self.speak.max_seconds <= 30:

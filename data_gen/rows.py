@@ -23,18 +23,17 @@ Row = dict[str, Any]
 ROLES = ("system", "user", "assistant")
 SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 MAX_CHARS = 100_000  # of a text: more is a file in the wrong place, not a message
+MAX_WORDS = 2000  # of a conversation: more fills a small model's context
 PLACEHOLDER = "<audio>"
 
 
 def messages_of(record: Any, where: str) -> tuple[list[dict[str, Any]], list[Any]]:
     """(messages as in a row, audio sources in placeholder order) of one record in messages, LLaVA or ShareGPT form.
 
-    Raises BadRow.
+    Raises BadRow for what is not a conversation; `llasm data check` and `build` refuse the same.
     """
     if not isinstance(record, dict):
         raise BadRow(where, f"expected an object, found {type(record).__name__}")
-    if not isinstance(record.get("meta") or {}, dict):
-        raise BadRow(where, f"meta is {_short(record['meta'])}; it must be an object")
     if record.get("id") is not None:
         check_text(str(record["id"]), "id", where)
     if "messages" in record:
@@ -46,6 +45,7 @@ def messages_of(record: Any, where: str) -> tuple[list[dict[str, Any]], list[Any
         raise BadRow(where, f'expected "messages" or "conversations", found {_short(keys)}; map others with columns')
     if not any(message["role"] == "user" for message in messages):
         raise BadRow(where, "no user message, so there is nothing to speak")
+    _check_order([message["role"] for message in messages], where)
     return messages, audios
 
 
@@ -54,7 +54,8 @@ def _from_messages(record: dict[str, Any], where: str) -> tuple[list[dict[str, A
     if not isinstance(given, list) or not given:
         raise BadRow(where, "messages must be a list of at least one message")
     beside = _as_list(record.get("audios", record.get("audio")))
-    texts = _said(record.get("meta") or {}, where)  # our own data sets keep what is said here
+    meta = record.get("meta")  # whatever others keep there; our own data sets what is said
+    texts = _said(meta if isinstance(meta, dict) else {}, where)
     messages, audios = [], []
     for message in given:
         role = message.get("role") if isinstance(message, dict) else None
@@ -113,6 +114,8 @@ def _from_conversations(record: dict[str, Any], where: str) -> tuple[list[dict[s
             raise BadRow(where, f"unknown role {_short(name)}; it must be one of {', '.join(SHAREGPT_ROLES)}")
         value = message.get("value")
         if isinstance(value, str) and PLACEHOLDER in value:
+            if role != "user":
+                raise BadRow(where, f"{PLACEHOLDER} in the {name}'s turn; only a user's turn holds audio")
             parts: list[dict[str, Any]] = []
             for i, text in enumerate(value.split(PLACEHOLDER)):
                 if i:
@@ -132,6 +135,15 @@ def _from_conversations(record: dict[str, Any], where: str) -> tuple[list[dict[s
     if files:
         raise BadRow(where, f"{len(files)} audio files more than there are {PLACEHOLDER} placeholders")
     return messages, audios
+
+
+def _check_order(roles: list[str], where: str) -> None:
+    """A system message only first; user and assistant by turns. Raises BadRow."""
+    turns = roles[1:] if roles[0] == "system" else roles
+    for i, role in enumerate(turns):
+        wanted = ("user", "assistant")[i % 2]
+        if role != wanted:
+            raise BadRow(where, f"turn {i + 1} is the {role}'s; it should be the {wanted}'s")
 
 
 def _said(record: dict[str, Any], where: str) -> Iterator[str]:
@@ -174,6 +186,11 @@ def user_texts(row: Row) -> list[str]:
 def all_texts(row: Row) -> list[str]:
     """Every part's text; "" where nobody knows it."""
     return [part["text"] or "" for message in row["messages"] for part in message["content"]]
+
+
+def n_words(texts: list[str]) -> int:
+    """Words between spaces; a Han character is one, and a longer run than any word is several."""
+    return sum(len(re.findall(r"[一-鿿㐀-䶿]|[^\s一-鿿㐀-䶿]{1,20}", text)) for text in texts)
 
 
 def answers(row: Row) -> list[str]:

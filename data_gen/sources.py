@@ -6,12 +6,14 @@ Reading is cheap and done anew in every run; what needs a model is left to the w
 
 from __future__ import annotations
 
+import io
+import os
 import random
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from llasm import audio
 from llasm.draws import pick
@@ -85,7 +87,7 @@ def _rows_of(source: Source, limit: int | None, report: Report) -> Iterator[Row]
         yield from _self_rows(source, limit or 0)
         return
     if source.kind == "long_audio":
-        yield from _long_audio_rows(source)
+        yield from _long_audio_rows(source, report)
         return
     assert source.path is not None  # checked by Source
     for where, record in records(source.path, source.split):
@@ -168,25 +170,26 @@ def _seed_tasks(path: str) -> list[str]:
     return tasks
 
 
-def _long_audio_rows(source: Source) -> Iterator[Row]:
-    """One row for each recording; the write stage cuts it."""
+def _long_audio_rows(source: Source, report: Report) -> Iterator[Row]:
+    """One row for each recording; the cut stage cuts it."""
     place = Path(source.path or "")
     files = audio_files(place)
     if not files:
         raise LlasmError(f"{place}: no audio file, and no folder with one ({', '.join(AUDIO_SUFFIXES)})")
     for file in files:
-        row: Row = {
-            "messages": [],
-            "audios": [_audio(str(file.absolute()), str(file))],
-            "write": {"kind": "long_audio", "asks": source.ask},
-        }
+        try:
+            audios = [_audio(str(file.absolute()), str(file))]
+        except BadRow as error:
+            report(error)
+            continue
+        row: Row = {"messages": [], "audios": audios, "write": {"kind": "long_audio", "asks": source.ask}}
         yield _with_meta(row, {"id": file.stem}, source, str(file))
 
 
 def _with_meta(row: Row, record: Record, source: Source, where: str) -> Row:
     given: dict[str, Any] = record["meta"] if isinstance(record.get("meta"), dict) else {}
     name = Path(source.path).stem if source.path else source.kind
-    said = [text for text in user_texts(row) if text] or all_texts(row)
+    said = user_texts(row) or all_texts(row)  # what is typed beside a recording may be in another language
     file, _, number = where.rpartition(":")  # several files of one source may hold a row of that number
     row["id"] = str(record["id"]) if record.get("id") is not None else f"{Path(file).stem or name}-{number}"
     unknown = source.language == "auto" and not any(said)  # until somebody has heard it
@@ -210,9 +213,13 @@ def _audio(given: Any, where: str) -> dict[str, Any] | None:
     if isinstance(given, dict):
         given = given["bytes"]
     if isinstance(given, str) and not given.startswith("data:"):
+        given = os.path.abspath(given)  # workers may run in another folder
         try:
             with open(given, "rb") as file:
+                _check_header(file, f"audio {given!r}", where)
                 return {"path": given, "sha256": _file_hash(file)}
+        except BadRow:
+            raise
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise BadRow(where, f"audio {given!r} cannot be read ({reason})") from error
@@ -223,10 +230,32 @@ def _audio(given: Any, where: str) -> dict[str, Any] | None:
             raise BadRow(where, str(error)) from error
     if not isinstance(given, bytes):
         raise BadRow(where, f"audio is a {type(given).__name__}; give a path, bytes or a data URI")
+    _check_header(io.BytesIO(given), "audio", where)
     return {"bytes": given, "sha256": sha256(given).hexdigest()}
 
 
-def _file_hash(file: Any) -> str:
+def _check_header(file: BinaryIO, name: str, where: str) -> None:
+    """Raises BadRow for what is no audio, before an LLM is asked about it; the samples are not read."""
+    import soundfile
+
+    try:
+        soundfile.info(file)
+        return
+    except soundfile.SoundFileError:
+        file.seek(0)
+    import av
+
+    try:
+        with av.open(file, options={"format_whitelist": audio.AV_FORMATS}) as container:
+            found = bool(container.streams.audio)
+    except (av.error.FFmpegError, ValueError, OverflowError):
+        found = False
+    if not found:
+        raise BadRow(where, f"{name} is no audio, or damaged; give {audio.KNOWN_FORMATS}")
+
+
+def _file_hash(file: BinaryIO) -> str:
+    file.seek(0)
     digest = sha256()
     while block := file.read(1 << 20):
         digest.update(block)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from llasm.errors import LlasmError
 
 Record = dict[str, Any]
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".webm", ".aac", ".wma", ".aiff")
+_ESCAPED = re.compile("[\udc80-\udcff]")  # what Python makes of bytes that are no UTF-8
 MAX_LINE_BYTES = 5_000_000  # bytes of one line of JSON; inline audio is welcome, a whole file in one line is not
 
 
@@ -31,17 +33,20 @@ class BadRow(LlasmError):
 
 
 def records(path: str, split: str = "train", config: str | None = None) -> Iterator[tuple[str, Record | BadRow]]:
-    """("file:row", record) of a file, a folder or a hub id (its split and configuration); `locate` finds the audio.
+    """("file:row", record) of a file, a folder or a hub id; `locate` finds the audio.
 
-    Raises LlasmError when there is nothing of a known layout at `path`.
+    A hub id may name its configuration and split: `owner/name:config:split`. `split` also picks one of a saved
+    DatasetDict. Raises LlasmError when there is nothing of a known layout at `path`.
     """
     place = Path(path)
+    name, _, rest = path.partition(":")
+    named_config, _, named_split = rest.partition(":")
     if place.is_file():
         yield from _file_records(place)
     elif place.is_dir():
-        yield from _folder_records(place)
-    elif path.count("/") <= 1 and not path.startswith((".", "/", "~")) and not place.suffix:
-        yield from _hub_records(path, split, config)
+        yield from _folder_records(place, split)
+    elif name.count("/") <= 1 and not name.startswith((".", "/", "~")) and not Path(name).suffix:
+        yield from _hub_records(name, named_split or split, named_config or config)
     else:
         raise LlasmError(f"{path}: no such file or folder")
 
@@ -60,9 +65,9 @@ def _file_records(path: Path) -> Iterator[tuple[str, Record | BadRow]]:
         yield where, record
 
 
-def _folder_records(folder: Path) -> Iterator[tuple[str, Record | BadRow]]:
+def _folder_records(folder: Path, split: str) -> Iterator[tuple[str, Record | BadRow]]:
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-        yield from _saved_records(folder)
+        yield from _saved_records(folder, split)
         return
     for pattern in ("data/*.parquet", "*.parquet", "*.tar", "metadata.jsonl", "metadata.csv", "*.jsonl", "*.json"):
         # build.json and the like beside a data set are none of it
@@ -103,9 +108,14 @@ def _jsonl_records(path: Path) -> Iterator[tuple[str, Record | BadRow]]:
 
 
 def _json_records(path: Path) -> Iterator[tuple[str, Record | BadRow]]:
+    content = path.read_bytes()
     try:
-        rows = json.loads(path.read_bytes())
+        rows = json.loads(content)
     except (ValueError, RecursionError) as error:
+        # Many call their JSON lines .json: an object, and then more of them.
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and content.lstrip()[:1] == b"{":
+            yield from _jsonl_records(path)
+            return
         raise LlasmError(f"{path}: not JSON ({error})") from error
     if not isinstance(rows, list):
         raise LlasmError(f"{path}: expected a list of rows, found {type(rows).__name__}")
@@ -114,17 +124,46 @@ def _json_records(path: Path) -> Iterator[tuple[str, Record | BadRow]]:
 
 
 def _table_records(path: Path) -> Iterator[tuple[str, Record | BadRow]]:
+    header: list[str] | None = None
+    for number, fields in _table_rows(path):
+        where = f"{path}:{number}"
+        if header is None:
+            if isinstance(fields, str):
+                raise LlasmError(f"{where}: the header is {fields}")
+            header = fields
+        elif isinstance(fields, str):
+            yield where, BadRow(where, fields)
+        elif len(fields) != len(header):
+            yield where, BadRow(where, f"not as many fields as the header has ({len(header)})")
+        else:
+            yield where, {key: _unpacked(value) for key, value in zip(header, fields)}
+
+
+def _table_rows(path: Path) -> Iterator[tuple[int, list[str] | str]]:
+    """(first line, fields) of each row that is not blank, the header too; why it is none where it is none."""
     csv.field_size_limit(sys.maxsize)  # a long field is for the row's own check to refuse
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     # A TSV's quotes are part of its text: no manifest of speech data quotes its fields.
     quoting: Any = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as lines:
-        for row in (reader := csv.DictReader(lines, delimiter=delimiter, quoting=quoting)):
-            where = f"{path}:{reader.line_num}"
-            if None in row or None in row.values():
-                yield where, BadRow(where, f"not as many fields as the header has ({len(reader.fieldnames or [])})")
-            else:
-                yield where, {key: _unpacked(value) for key, value in row.items()}
+    # surrogateescape: broken UTF-8 is then an error of its row.
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        lines = file.readlines()
+    number = 0  # lines that are read
+    while number < len(lines):
+        first = number
+        rest = (lines[i] for i in range(first, len(lines)))
+        reader = csv.reader(rest, delimiter=delimiter, quoting=quoting, strict=True)
+        try:
+            fields = next(reader)
+        except csv.Error as error:  # a quote that nobody closes swallows good rows: they are read again
+            number = first + 1
+            yield number, f"not a row of a table ({error})"
+            continue
+        number += reader.line_num
+        if _ESCAPED.search("".join(fields)):
+            yield first + 1, "not UTF-8; save the file as UTF-8"
+        elif fields:
+            yield first + 1, fields
 
 
 def _unpacked(value: str) -> Any:
@@ -146,10 +185,25 @@ def _parquet_records(path: Path) -> Iterator[tuple[str, Record | BadRow]]:
     except (pyarrow.ArrowException, OSError) as error:
         raise LlasmError(f"{path}: no parquet file ({str(error).splitlines()[0]})") from error
     number = 0
-    for batch in file.iter_batches(batch_size=256):
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{path}:{number}", row
+    try:
+        for batch in file.iter_batches(batch_size=256):
+            for row in _batch_rows(batch):
+                number += 1
+                where = f"{path}:{number}"
+                yield where, row if isinstance(row, dict) else BadRow(where, f"not UTF-8 ({row})")
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise LlasmError(f"{path}: is damaged behind row {number} ({reason}); copy the whole file again") from error
+
+
+def _batch_rows(batch: Any) -> list[Record | UnicodeDecodeError]:
+    """The rows of a batch; the error where a row's text will not decode."""
+    try:
+        return list(batch.to_pylist())
+    except UnicodeDecodeError as error:
+        if len(batch) == 1:
+            return [error]
+        return [row for i in range(len(batch)) for row in _batch_rows(batch.slice(i, 1))]
 
 
 def _tar_records(path: Path) -> Iterator[tuple[str, Record | BadRow]]:
@@ -195,13 +249,15 @@ def _tar_record(where: str, members: dict[str, bytes]) -> tuple[str, Record | Ba
     return where, record
 
 
-def _saved_records(folder: Path) -> Iterator[tuple[str, Record | BadRow]]:
+def _saved_records(folder: Path, split: str) -> Iterator[tuple[str, Record | BadRow]]:
     from datasets import DatasetDict, load_from_disk
 
     loaded: Any = load_from_disk(str(folder))
-    parts = loaded.items() if isinstance(loaded, DatasetDict) else [("", loaded)]
-    for name, part in parts:
-        yield from _dataset_records(part, f"{folder}/{name}" if name else str(folder))
+    if isinstance(loaded, DatasetDict):
+        if split not in loaded:
+            raise LlasmError(f"{folder}: has no split {split!r}; set split, or give its folder: {', '.join(loaded)}")
+        folder, loaded = folder / split, loaded[split]
+    yield from _dataset_records(loaded, str(folder))
 
 
 def _hub_records(name: str, split: str, config: str | None) -> Iterator[tuple[str, Record | BadRow]]:

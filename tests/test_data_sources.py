@@ -85,14 +85,72 @@ def test_columns_of_tables_parquet_and_saved_data_sets_are_mapped(tmp_path):
         assert [said(row) for row in found] == [["Is it far?", "No."], ["Is it near?", "Yes."]]
 
 
+def test_the_split_of_a_saved_dict_and_the_configuration_of_a_hub_set_are_respected(tmp_path, monkeypatch):
+    import datasets
+
+    parts = {name: datasets.Dataset.from_dict({"q": [f"Is it for {name}?"]}) for name in ("train", "test")}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    for split in ("train", "test"):
+        rows, _ = read_all(Source(path=str(tmp_path / "saved"), split=split, columns={"prompt": "q"}))
+        assert [said(row) for row in rows] == [[f"Is it for {split}?"]]
+    with pytest.raises(LlasmError, match=r"no split 'dev'; .*train, test"):
+        read_all(Source(path=str(tmp_path / "saved"), split="dev"))
+    asked = []
+
+    def load_dataset(name, config, split):
+        asked.append((name, config, split))
+        return parts["test"]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for path in ("some/set", "some/set:en-v1.0", "some/set:en:dev"):
+        assert [where for where, _ in records(path)] == ["some/set:1"]
+    assert asked == [("some/set", None, "train"), ("some/set", "en-v1.0", "train"), ("some/set", "en", "dev")]
+
+
+def test_json_lines_are_read_under_the_name_of_json(tmp_path):
+    path = jsonl(tmp_path / "rows.json", [question("One?"), question("Two?")])
+    rows, faults = read_all(Source(path=str(path)))
+    assert not faults and [said(row) for row in rows] == [["One?"], ["Two?"]]
+
+
 def test_recordings_with_transcripts_keep_their_audio(tmp_path):
     audio.write_wav(tmp_path / "a.wav", tone(), audio.SAMPLE_RATE)
     (tmp_path / "m.tsv").write_text('file\tsentence\na.wav\tShe said "hello" to me\nmissing.wav\tNot there\n')
     source = Source(path=str(tmp_path / "m.tsv"), kind="speech", columns={"audio": "file", "text": "sentence"})
     rows, faults = read_all(source)
+    assert rows[0]["audios"][0]["path"] == str(tmp_path / "a.wav")
     assert said(rows[0]) == ['She said "hello" to me'] and rows[0]["audios"][0]["path"].endswith("a.wav")
     assert [fault.where for fault in faults] == [f"{tmp_path / 'm.tsv'}:3"]
     assert "No such file" in faults[0].reason
+
+
+def test_paths_of_recordings_do_not_depend_on_the_folder_of_the_worker(tmp_path, monkeypatch):
+    audio.write_wav(tmp_path / "a.wav", tone(), audio.SAMPLE_RATE)
+    (tmp_path / "m.tsv").write_text("audio\ttext\na.wav\tHello\n")
+    monkeypatch.chdir(tmp_path)
+    [row], _ = read_all(Source(path="m.tsv", kind="speech"))
+    assert row["audios"][0]["path"] == str(tmp_path / "a.wav")
+
+
+def test_what_is_no_audio_is_told_when_it_is_read(tmp_path):
+    (tmp_path / "talks").mkdir()
+    (tmp_path / "talks/a.wav").write_bytes(b"RIFF no audio at all")
+    audio.write_wav(tmp_path / "talks/b.wav", tone(), audio.SAMPLE_RATE)
+    clips = [{"type": "audio", "audio": "talks/a.wav"}]
+    path = jsonl(tmp_path / "in.jsonl", [{"messages": [{"role": "user", "content": clips}]}])
+    rows, faults = read_all(Source(path=str(path)), Source(path=str(tmp_path / "talks"), kind="long_audio"))
+    assert [row["id"] for row in rows] == ["b"]
+    assert [fault.where for fault in faults] == [f"{path}:1", str(tmp_path / "talks/a.wav")]
+    assert all("a.wav' is no audio, or damaged" in fault.reason for fault in faults)
+
+
+def test_the_language_is_that_of_what_is_said(tmp_path):
+    audio.write_wav(tmp_path / "a.wav", tone(), audio.SAMPLE_RATE)
+    asked = {"type": "text", "text": "What is said?"}
+    clips = [{"type": "audio", "audio": "a.wav"}, {"type": "audio", "audio": "a.wav", "text": "你好吗"}]
+    rows = [{"messages": [{"role": "user", "content": [clip, asked]}]} for clip in clips]
+    found, _ = read_all(Source(path=str(jsonl(tmp_path / "in.jsonl", rows))))
+    assert [row["meta"]["language"] for row in found] == ["auto", "zh"]
 
 
 def test_a_long_recording_is_cut_at_pauses():
@@ -156,6 +214,14 @@ BAD_LINES = {
     json.dumps({"messages": [{"role": "user", "content": [{"type": "image"}]}]}): "type text or audio",
     json.dumps({"conversations": [{"from": "human", "value": "<audio> what?"}]}): "more <audio> placeholders",
     json.dumps({"audio": "a.wav", "conversations": [{"from": "human", "value": "Hi"}]}): "1 audio files more",
+    json.dumps({"conversations": [{"from": "gpt", "value": "x"}, {"from": "human", "value": "x"}]}): "turn 1 is the",
+    json.dumps({"conversations": [{"from": name, "value": "x"} for name in ("human", "human", "gpt")]}): "turn 2 is",
+    json.dumps(
+        {
+            "audio": "a.wav",
+            "conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "<audio>"}],
+        }
+    ): "<audio> in the gpt's turn",
 }
 
 
@@ -168,6 +234,65 @@ def test_a_bad_row_is_named_by_file_and_line_and_nothing_else_is_lost(tmp_path, 
     assert [row["id"] for row in rows] == ["first", "last"]
     assert [fault.where for fault in faults] == [f"{path}:2"]
     assert BAD_LINES[line] in faults[0].reason
+
+
+def test_a_bad_row_of_a_table_takes_no_good_one_with_it(tmp_path):
+    lines = [
+        b"q",
+        b"One?",
+        b'"Two?',
+        b"Three?",
+        b'"Four',
+        b'and more?"',
+        b"F\xffve?",
+        b"",
+        b"S\xc3\xacx?",
+        b'"a" b',
+        b"7?",
+    ]
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"\n".join(lines))
+    rows, faults = read_all(Source(path=str(path), columns={"prompt": "q"}))
+    assert [said(row) for row in rows] == [["One?"], ["Three?"], ["Four\nand more?"], ["Sìx?"], ["7?"]]
+    assert [fault.where for fault in faults] == [f"{path}:{number}" for number in (3, 7, 10)]
+    assert "not UTF-8" in faults[1].reason and "not a row of a table" in faults[0].reason
+    path.write_bytes(b"\xff\xfeq\n")
+    with pytest.raises(LlasmError, match=r"rows\.csv:1: the header is not UTF-8"):
+        read_all(Source(path=str(path)))
+
+
+def test_a_damaged_parquet_file_is_told_by_file_and_row(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    texts = [f"Is it {n}?".encode() for n in range(600)]
+    texts[299] = b"Is it \xff?"
+    words = pyarrow.array(texts, pyarrow.binary()).view(pyarrow.string())
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table({"q": words}), path, use_dictionary=False, compression="none")
+    source = Source(path=str(path), columns={"prompt": "q"})
+    rows, [fault] = read_all(source)
+    assert len(rows) == 599 and fault.where == f"{path}:300" and "not UTF-8" in fault.reason
+    form = {"use_dictionary": False, "compression": "zstd", "row_group_size": 300}
+    parquet.write_table(pyarrow.table({"q": [f"Is it {n}?" for n in range(600)]}), path, **form)
+    start = parquet.read_metadata(path).row_group(1).column(0).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[start + 60 : start + 160] = bytes(100)
+    path.write_bytes(content)
+    with pytest.raises(LlasmError, match=r"rows\.parquet: is damaged behind row \d+ "):
+        read_all(source)
+
+
+def test_what_others_keep_as_meta_is_no_fault(tmp_path):
+    rows, faults = read_all(Source(path=str(jsonl(tmp_path / "in.jsonl", [question("Hello?", meta="v2")]))))
+    assert not faults and said(rows[0]) == ["Hello?"]
+
+
+def test_fail_names_every_bad_row(tmp_path, capsys):
+    path = jsonl(tmp_path / "in.jsonl", [question("😀")] * 30)
+    for on_error, shown in (("fail", 30), ("skip", 20)):
+        assert main(["data", "build", "--input", str(path), "--output", "x", "--on-error", on_error]) == 2
+        assert capsys.readouterr().err.count("no letter") == shown
 
 
 def test_on_error_fail_stops_before_any_work_and_skip_goes_on(tmp_path, capsys):
@@ -193,6 +318,7 @@ def test_on_error_fail_stops_before_any_work_and_skip_goes_on(tmp_path, capsys):
         (["data", "build", "nosuch_recipe"], "unknown recipe"),
         (["data", "build", "--input", "x.jsonl", "--output", "x", "--speak.voices", "[nosuch]"], "engine"),
         (["data", "build", "--input", "x.jsonl", "--output", "x", "--speak.speed", "[9,10]"], "speed"),
+        (["data", "build", "--input", "x", "--output", "x", "--respond.max_new_tokens", "0"], "max_new_tokens is 0"),
         (["data", "build", "--nosuch", "1"], "nosuch"),
         (["data", "frobnicate"], "unknown action"),
         (["data", "check", "nosuch.jsonl"], "no such file"),
@@ -225,6 +351,10 @@ def test_shipped_recipes_are_read():
         ("| a | b | c |", "table"),
         ("Solve \\frac{1}{2} for x", "formula"),
         ("@@@ ### ^^^ what", "symbols"),
+        ("12 + 5 = ?", None),
+        ("Is there a public school (a free one) near?", None),
+        ("public static void main(String[] args)", "code"),
+        ("let x = 3", "code"),
         ("x" * 500, "too long"),
         ("Wer ist der König von Frankreich gewesen und warum?", "language"),
         ("月亮离地球有多远？", None),
@@ -237,9 +367,10 @@ def test_what_should_not_be_spoken_is_named(text, fault):
 
 def test_answers_without_information_are_named():
     rules = Filter()
-    for text in ("I don't know.", "As an AI language model, I cannot", "", "N/A", "```python\nx\n```"):
+    for text in ("I don't know.", "As an AI language model, I cannot", "", "N/A", "na.", "```python\nx\n```"):
         assert answer_fault(text, rules)
-    for text in ("Paris.", "I think it is Paris.", "None of them is taller than the other."):
+    good = ["Paris.", "I think it is Paris.", "None of them is taller than the other.", "Na and Cl make salt."]
+    for text in [*good, "As an aid to memory, sing it.", "As an air traffic controller you guide planes."]:
         assert answer_fault(text, rules) is None
 
 
@@ -253,6 +384,34 @@ def test_near_duplicates_are_dropped_and_name_what_they_repeat(tmp_path):
     assert found[3]["dropped"]["detail"] == f"of {long}"
     exact = filter_rows(rows, Filter(near_duplicates=1))
     assert [row.get("dropped", {}).get("reason") for row in exact] == [None, "duplicate", None, None, None]
+
+
+def test_questions_about_one_recording_are_compared_without_it():
+    def row(name, typed, recording="r" * 64):
+        parts = [{"type": "audio", "text": "a long talk about the sea " * 20}, {"type": "text", "text": typed}]
+        messages, audios = [{"role": "user", "content": parts}], [{"bytes": b"", "sha256": recording}]
+        return {"id": name, "messages": messages, "audios": audios, "meta": {"language": "en"}}
+
+    rows = [
+        row("a", "Who speaks?"),
+        row("b", "What is it about?"),
+        row("c", "who speaks"),
+        row("d", "Who speaks?", "s"),
+    ]
+    found = filter_rows(rows, Filter())
+    assert [row["id"] for row in found if "dropped" in row] == ["c"]
+    assert found[2]["dropped"]["detail"] == "of a"
+
+
+def test_a_conversation_that_no_small_model_holds_is_left_out(tmp_path):
+    systems = ["word " * 3000, "x" * 96_000, "月" * 3000, "word " * 300]
+    turns = [
+        {"messages": [{"role": "system", "content": s}, {"role": "user", "content": f"{i}?"}]}
+        for i, s in enumerate(systems)
+    ]
+    rows, _ = read_all(Source(path=str(jsonl(tmp_path / "in.jsonl", turns))))
+    reasons = [row.get("dropped", {}).get("reason") for row in filter_rows(rows, Filter())]
+    assert reasons == 3 * ["conversation too long"] + [None]
 
 
 # ---- export, import, check
@@ -293,6 +452,7 @@ def test_what_export_writes_reads_back_the_same(data_set, tmp_path, form):
     if form == "audiofolder":
         with pytest.raises(LlasmError, match="2 clips"):
             export(str(data_set), form, tmp_path / "refused")
+        assert not [file for file in tmp_path.iterdir() if "refused" in file.name]
         rows = [r for _, r in records(str(data_set)) if len(r["audios"]) == 1]
         (tmp_path / "one/data").mkdir(parents=True)
         write_shard(rows, tmp_path / "one/data/shard-00000.parquet")
@@ -301,6 +461,18 @@ def test_what_export_writes_reads_back_the_same(data_set, tmp_path, form):
     assert contents(out) == contents(data_set)
     with pytest.raises(LlasmError, match="not an empty folder"):
         export(str(data_set), form, out)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_long_ids_are_cut_in_the_names_of_files(tmp_path, form):
+    source = jsonl(tmp_path / "in.jsonl", [question(text, id="月" * 300) for text in ("One?", "Two?")])
+    rows, _ = read_all(Source(path=str(source)))
+    for row in rows:
+        row |= {"audios": [{"bytes": audio.to_flac_bytes(tone())}]}
+        row["meta"] |= {"seconds": [0.5], "speeds": [1.0]}
+    (tmp_path / "set/data").mkdir(parents=True)
+    write_shard([to_record(row, "flac") for row in rows], tmp_path / "set/data/shard-00000.parquet")
+    assert contents(export(str(tmp_path / "set"), form, tmp_path / "out")) == contents(tmp_path / "set")
 
 
 def test_other_loaders_read_the_exports(data_set, tmp_path):
