@@ -36,6 +36,12 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         if self.name not in ADAPTERS:
             raise ValueError(f"unknown adapter {self.name!r}: choose from {', '.join(ADAPTERS)}")
+        if self.name == "conv" and self.stack & (self.stack - 1):
+            raise ValueError(f"adapter 'conv' halves the rate: stack must be a power of two, not {self.stack}")
+        if self.name == "aligner" and (self.width % self.n_heads or self.width % Aligner.GROUPS):
+            raise ValueError(
+                f"adapter width {self.width} must be divisible by n_heads {self.n_heads} and {Aligner.GROUPS}"
+            )
         if self.rate not in ("fixed", "heard"):
             raise ValueError(f"unknown adapter rate {self.rate!r}: choose fixed or heard")
         if self.rate == "heard" and self.name != "aligner":
@@ -127,9 +133,7 @@ class ConvAdapter(Adapter):
 
     def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int) -> None:
         super().__init__(config, d_encoder, d_llm)
-        n_convs = config.stack.bit_length() - 1
-        if 2**n_convs != config.stack:
-            raise ValueError(f"adapter 'conv' halves the rate: stack must be a power of two, not {config.stack}")
+        n_convs = config.stack.bit_length() - 1  # stack is a power of two
         widths = [d_encoder, *[config.width] * n_convs]
         self.convs = nn.ModuleList(nn.Conv1d(a, b, kernel_size=5, stride=2, padding=2) for a, b in pairwise(widths))
         self.out = nn.Linear(widths[-1], d_llm)
@@ -177,13 +181,14 @@ class Aligner(Adapter):
     At rate `heard` it emits one embedding a recognised token: blanks dropped, repeats merged.
     """
 
+    GROUPS = 8  # of the convolutional position
     TOP_K = 8  # tokens whose embeddings are mixed into a heard token
 
     def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int) -> None:
         super().__init__(config, d_encoder, d_llm)
         width = config.width
         self.inp = nn.Linear(config.stack * d_encoder, width)
-        self.position = nn.Conv1d(width, width, kernel_size=9, padding=4, groups=8)
+        self.position = nn.Conv1d(width, width, kernel_size=9, padding=4, groups=self.GROUPS)
         self.blocks = nn.ModuleList(_Block(width, config.n_heads, config.dropout) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, d_llm)

@@ -57,7 +57,7 @@ KINDS = (
         ("Can you say where {name} lives?", "Where is the home of {name}?"),
     ),
     (
-        ("the trumpet", "the banjo", "the cello", "the harp", "the accordion", "the tuba", "the flute", "the bagpipes"),
+        ("the trumpet", "the banjo", "the cello", "the harp", "the accordion", "the tuba", "the sitar", "the bagpipes"),
         "{name} plays {value}.",
         (
             "What instrument does {name} play?",

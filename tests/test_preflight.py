@@ -80,7 +80,7 @@ def test_rows_that_break_the_contract(bases, tmp_path, spoken):
     def asked(row):
         return {**row, "messages": row["messages"][:1]}
 
-    with pytest.raises(LlasmError, match=r"asked: row '.*-1': must .* end with the assistant's answer.*\(and 3 more\)"):
+    with pytest.raises(LlasmError, match=r"asked: row 'in-2': must .* end with the assistant's answer.*\(and 3 more\)"):
         planned(rewritten(spoken, tmp_path / "asked", asked), tmp_path / "out", **bases)
     with pytest.raises(LlasmError, match=r"shard-00000.parquet: has no column 'audios'"):
         planned(rewritten(spoken, tmp_path / "other", lambda row: {"id": row["id"]}), tmp_path / "out", **bases)

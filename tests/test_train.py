@@ -147,7 +147,8 @@ def test_a_snapshot_cut_short_is_passed_over(tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if state:
             (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text(state)
-    assert last_snapshot(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert last_snapshot(tmp_path, 40) == str(tmp_path / "checkpoint-10")
+    assert last_snapshot(tmp_path, 10) is None
 
 
 # ---- recipes and bad input
@@ -209,7 +210,7 @@ def test_kl_is_zero_between_equals_and_reaches_the_student():
 def test_repetition_and_transcripts():
     audio_turn = {"role": "user", "content": [{"type": "audio", "text": None}]}
     answer = {"role": "assistant", "content": [{"type": "text", "text": "no"}]}
-    sample = Sample("a", [audio_turn, answer], ["hello"], ["k"], truncated=True)
+    sample = Sample("a", [audio_turn, answer], ["hello"], ["k"], True, [1.0])
     assert as_repetition(sample, 0.0, 0) == (sample.messages, True)
     repeated, truncated = as_repetition(sample, 1.0, 0)
     assert repeated[-1]["content"][0]["text"] == "hello" and not truncated
@@ -224,7 +225,7 @@ def test_order_follows_from_seed_and_epoch():
 
 
 def test_held_out_rows_do_not_depend_on_the_order():
-    samples = [Sample(str(i), [], [], [], False) for i in range(30)]
+    samples = [Sample(str(i), [], [], [], False, []) for i in range(30)]
     assert {s.id for s in split(samples, 5, 0)[1]} == {s.id for s in split(samples[::-1], 5, 0)[1]}
 
 

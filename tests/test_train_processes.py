@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import llasm
+from llasm import weights
+from llasm.train import guard
 from llasm.train.recipe import load_recipe
 from llasm.train.run import train
 
@@ -56,11 +58,16 @@ def options(bases, rows, tmp_path):
     recipe = {
         "stage": "chat", "data": [rows], "output": "out", **bases,
         "adapter": {"width": 32, "n_layers": 1, "n_heads": 2, "rate": "heard", "dropout": 0.1},
-        "losses": {"guard": 0.0}, "lora": {"rank": 4}, "n_negatives": 50, "n_steps": 20, "batch_size": 4, "held_out": 2,
+        "lora": {"rank": 4}, "n_negatives": 50, "n_steps": 20, "batch_size": 4, "held_out": 2,
         "warmup_steps": 2, "lora_learning_rate": 1e-2, "bf16": False, "logging_steps": 1, "eval_steps": 10,
         "save_steps": 5, "n_examples": 1, "report_to": [],
     }  # fmt: skip
     path = tmp_path / "recipe.yaml"
+    # A random LLM writes nothing to guard.
+    digest, n = weights.content_hash(bases["text_base"])[:16], guard.N_TEXTS + guard.N_HELD_OUT
+    texts = tmp_path / "home/guard" / f"{digest}-{n}.json"
+    texts.parent.mkdir(parents=True)
+    texts.write_text(json.dumps([[f"Ask {i}.", f"So it is {i}.", False] for i in range(n)]))
 
     def write(**changes):
         path.write_text(json.dumps(recipe | changes))  # JSON is YAML

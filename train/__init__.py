@@ -1,1 +1,1 @@
-"""Spoken data set to checkpoint: stages ground and align."""
+"""Spoken data set to checkpoint: stages ground, align and chat."""

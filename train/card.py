@@ -14,6 +14,8 @@ from .data import Sample
 from .preflight import Plan
 from .recipe import Recipe
 
+METRICS = "metrics.json"
+
 
 def write_results(
     recipe: Recipe, output: Path, bases: dict[str, Any], plan: Plan, figures: dict[str, Any], log: list[dict[str, Any]]
@@ -21,10 +23,12 @@ def write_results(
     """figures: held-out metrics, examples and the like; log: the Trainer's log lines."""
     text = yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True)
     (output / "recipe.yaml").write_text(text, encoding="utf-8")
-    metrics = json.dumps({**figures, "log": log}, indent=1, ensure_ascii=False)
-    (output / "metrics.json").write_text(metrics + "\n", encoding="utf-8")
     _plot(log, output / "loss.png")
     (output / "README.md").write_text(_card(recipe, output, bases, plan, figures), encoding="utf-8")
+    metrics = json.dumps({**figures, "log": log}, indent=1, ensure_ascii=False)
+    partial = output / f".{METRICS}.part"
+    partial.write_text(metrics + "\n", encoding="utf-8")
+    partial.replace(output / METRICS)  # the last of all: it says that the run is whole
 
 
 def _plot(log: list[dict[str, Any]], path: Path) -> None:

@@ -37,9 +37,14 @@ class Sample:
     texts: list[str]  # what each audio says
     keys: list[str]  # one for each audio
     truncated: bool  # the answer was cut off: its end is no end of turn
-    seconds: float = 0.0  # of all its audio
+    clip_seconds: list[float]  # of each audio
     origin: str = ""  # the data set's folder
     licence: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """Of all its audio."""
+        return sum(self.clip_seconds)
 
 
 def shards(folder: str) -> list[Path]:
@@ -76,10 +81,13 @@ def read_samples(folders: list[str]) -> list[Sample]:
             if missing or not len(row["audios"]) == len(meta["texts"]) == len(meta["seconds"]):
                 fault = f"no meta.{sorted(missing)[0]}" if missing else "not one text and duration for each audio"
                 raise LlasmError(f"{where}: has {fault}; `llasm data check {folder}` tells more")
+            if any(not audio["bytes"] for audio in row["audios"]):
+                raise LlasmError(
+                    f"{where}: an audio has no bytes; `llasm data build --input {folder}` packs the files in"
+                )
             keys = [FeatureCache.key(audio["bytes"]) for audio in row["audios"]]
-            seconds, licence = sum(meta["seconds"]), meta.get("licence") or ""
             identity = (row["id"], row["messages"], meta["texts"], keys, meta["truncated"])
-            samples.append(Sample(*identity, seconds, folder, licence))
+            samples.append(Sample(*identity, meta["seconds"], folder, meta.get("licence") or ""))
     return samples
 
 

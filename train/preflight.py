@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def preflight(recipe: Recipe, samples: list[Sample], n_processes: int = 1) -> Pl
             f"recipe: batch_size {recipe.batch_size} cannot be shared by {n_processes} processes × "
             f"accumulation {recipe.accumulation}"
         )
+    _check_packages(recipe)
     model = checkpoint.outline(config)
     kept = _with_content(recipe, samples)
     if recipe.held_out + recipe.batch_size > len(kept):
@@ -119,6 +121,19 @@ def _described(recipe: Recipe) -> tuple[Any, Any, Lora | None]:
     return config, processor, Lora(rank=own.r, alpha=own.lora_alpha, targets=recipe.lora.targets)
 
 
+def _check_packages(recipe: Recipe) -> None:
+    """Names what is not installed now, not after the encoder's work."""
+    wanted: dict[str, str] = {name: "train" if name == "tensorboard" else name for name in recipe.report_to}
+    if recipe.quantization != "none" or recipe.optimizer == "adamw_8bit":
+        wanted["bitsandbytes"] = "quant"
+    if recipe.zero:
+        wanted["deepspeed"] = "deepspeed"
+    for name, extra in wanted.items():
+        if find_spec(name) is None:
+            package = name if extra == name == "wandb" else f"'llasm[{extra}]'"
+            raise LlasmError(f"recipe: {name} is not installed: pip install {package}")
+
+
 def bases_of(recipe: Recipe) -> tuple[str, str]:
     """The bases of a run that starts from none but them."""
     return recipe.audio_base or "whisper-base", recipe.text_base or "smollm2-135m-instruct"
@@ -144,7 +159,10 @@ def _with_content(recipe: Recipe, samples: list[Sample]) -> list[Sample]:
 def _fault(recipe: Recipe, sample: Sample) -> str:
     where = f"{sample.origin}: row {sample.id!r}"
     limit = audio.CHUNK_SECONDS
-    if sample.seconds > limit * max(1, len(sample.keys)):
+    n_parts = sum(part["type"] == "audio" for message in sample.messages for part in message["content"])
+    if n_parts != len(sample.keys):
+        return f"{where}: {n_parts} audio parts, but {len(sample.keys)} audios"
+    if max(sample.clip_seconds, default=0.0) > limit:
         return f"{where}: a clip is longer than {limit} s; `llasm data build` cuts long audio"
     if recipe.stage == "ground":
         return ""
@@ -241,8 +259,8 @@ def _memory(
     kept = trained * 4.0
     if recipe.zero:
         optimiser /= n_processes
-    if recipe.zero == 3:
-        frozen, kept = frozen / n_processes, kept / n_processes
+    if recipe.zero == 3:  # the frozen weights as well, but only once each process has loaded them whole
+        kept /= n_processes
     rows = recipe.batch_size // (n_processes * recipe.accumulation)
     n_tokens = rows * min(longest, text.max_position_embeddings)
     memory = {"frozen weights": frozen, "trained weights": kept, "gradients and optimiser": optimiser}

@@ -111,7 +111,7 @@ class Recipe:
     held_out: int = 256
     """Rows kept aside for the held-out figures (drawn by id)."""
     n_examples: int = 4
-    """Held-out rows that are answered aloud at each evaluation, to read."""
+    """Held-out rows that are answered aloud at each evaluation, to read (none with zero 3)."""
     eval_steps: int = 500
     """Steps between held-out evaluations."""
     save_steps: int = 250
@@ -144,6 +144,11 @@ class Recipe:
         for name in ("held_out", "n_examples", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise LlasmError(f"recipe: {name} is {getattr(self, name)}; it must not be negative")
+        if self.lora.rank < 1 or not 0 <= self.lora.dropout < 1:
+            raise LlasmError(
+                f"recipe: lora.rank is {self.lora.rank}, lora.dropout {self.lora.dropout}; they must be at least 1 and "
+                "in [0, 1)"
+            )
         if not 0 <= self.repeat_share <= 1:
             raise LlasmError(f"recipe: repeat_share is {self.repeat_share}; it must lie between 0 and 1")
         if self.batch_size % self.accumulation:

@@ -23,7 +23,7 @@ from llasm import checkpoint
 from llasm.errors import LlasmError
 from llasm.features import FeatureCache
 
-from .card import write_results
+from .card import METRICS, write_results
 from .conversation import Rendered, Renderer, stop_ids_of
 from .data import Sample, Samples, encode_missing, open_cache, read_samples, split
 from .ground import GroundCollator, GroundModel, unseen_words
@@ -44,7 +44,9 @@ def train(recipe: Recipe) -> Path | None:
     """
     output = Path(recipe.output)
     rank, n_processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if recipe.resume and (output / checkpoint.WEIGHTS).exists():
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # before a quantised LLM is put on it
+    if recipe.resume and (output / METRICS).exists():
         print(f"llasm: {output}: is finished already", file=sys.stderr)
         return output
     snapshot = None if recipe.dry_run else _snapshot(recipe, output)
@@ -109,9 +111,9 @@ def _stopped(trainer: StageTrainer, recipe: Recipe, output: Path, rank: int) -> 
 
 def _snapshot(recipe: Recipe, output: Path) -> str | None:
     """The snapshot to continue from; refuses to overwrite an earlier run unless asked to resume it."""
-    if (output / checkpoint.WEIGHTS).exists():
+    if (output / METRICS).exists():  # written last
         raise LlasmError(f"{output}: holds a finished checkpoint; choose another --output")
-    found = last_snapshot(output / SNAPSHOTS)
+    found = last_snapshot(output / SNAPSHOTS, recipe.n_steps)
     if found and not recipe.resume:
         raise LlasmError(f"{output}: holds an interrupted run; add --resume, or choose another --output")
     return found
@@ -150,7 +152,8 @@ def _use_liger(llm: Any) -> None:
         from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
     except ImportError as error:
         raise LlasmError("recipe: liger is true, but it is not installed: pip install 'llasm[liger]'") from error
-    _apply_liger_kernel_to_instance(model=llm)
+    # The head and the loss are ours: of the LLM's body alone, norms, rotary positions and the gated MLP.
+    _apply_liger_kernel_to_instance(model=llm, fused_linear_cross_entropy=False, cross_entropy=False)
 
 
 def _encoded(recipe: Recipe, model: Any, processor: Any, samples: list[Sample], arguments: Any) -> FeatureCache:
@@ -230,6 +233,7 @@ def _arguments(recipe: Recipe, output: Path, n_processes: int) -> TrainingArgume
         save_total_limit=2,  # a kill while one is written leaves the other
         report_to=list(recipe.report_to),
         remove_unused_columns=False,
+        ddp_broadcast_buffers=False,  # the embedding table is one, a gigabyte for a large LLM
         seed=recipe.seed,
         data_seed=recipe.seed,
     )

@@ -98,11 +98,18 @@ class SpokenCollator:
             frames += [self.cache.get(key).float() for key in sample.keys[:n_audios]]
             ids = self.tokenizer(sample.texts[:n_audios], add_special_tokens=False)["input_ids"] if n_audios else []
             batch["targets"] += [torch.tensor(i, dtype=torch.long) for i in ids]
-        batch["frames"], batch["n_frames"] = pad_frames(frames)
+        # Under ZeRO-3 all processes gather the same layers, so a part of the loss that one batch has nothing for is
+        # computed all the same, on a stand-in that weighs nothing.
+        batch["has_audio"] = bool(frames)
+        batch["frames"], batch["n_frames"] = pad_frames(frames or [torch.zeros(8, self.cache.d_encoder)])
         if self.weights["guard"]:
             drawn = (self._guard_for(sample, epoch) for sample, epoch in samples)
             batch["guard"] = [text for text in drawn if text is not None]
-        return {**batch, "counts": self._counts(batch)}
+        batch["counts"] = self._counts(batch)
+        batch["has_guard"] = bool(batch["guard"])
+        if self.weights["guard"] and not batch["guard"]:
+            batch["guard"] = self.guard[:1]
+        return batch
 
     def _guard_for(self, sample: Sample, epoch: int) -> Rendered | None:
         # Drawn by sample and epoch, so that a resumed run sees the same, on any number of processes.
@@ -144,11 +151,15 @@ class SpokenModel(nn.Module):
         n_frames: Tensor,
         targets: list[Tensor],
         counts: dict[str, Any],
-        **unused: Any,
+        has_audio: bool = True,
+        has_guard: bool = True,
     ) -> dict[str, Tensor]:
         """The loss and its parts; each part is divided by `counts` of its tokens."""
         parts: dict[str, Tensor] = {}
         audio, n_heard = self._hear(frames, n_frames, targets, parts)
+        idle = 0.0 * audio.sum()  # a graph even where no clip was heard as a token
+        if not has_audio:
+            audio, n_heard = None, []
         hidden, answers = self._answer_states(spoken, audio, n_heard)
         if self.weights["kl"]:
             with torch.no_grad(), self._without_lora():
@@ -156,18 +167,16 @@ class SpokenModel(nn.Module):
             parts["kl"] = self._over_rows(self._kl(self.temperature), hidden, teacher)
         if self.weights["ce"]:
             parts["ce"] = self._over_rows(self._cross_entropy, hidden, answers)
-        if guard:
-            parts["guard"] = self._guard_loss(guard)
+        if self.weights["guard"]:
+            parts["guard"] = self._guard_loss(guard) * float(has_guard)
         means = {name: total / max(1, int(counts[name])) for name, total in parts.items()}
-        loss: Any = torch.stack([self.weights[name] * mean for name, mean in means.items()]).sum()
+        loss: Any = idle + torch.stack([self.weights[name] * mean for name, mean in means.items()]).sum()
         return {"loss": loss, **{name: mean.detach() for name, mean in means.items()}}
 
     def _hear(
         self, frames: Tensor, n_frames: Tensor, targets: list[Tensor], parts: dict[str, Tensor]
-    ) -> tuple[Tensor | None, list[int]]:
+    ) -> tuple[Any, list[int]]:
         """Frames → audio embeddings [ΣN, H] and how many each clip became; adds the CTC term to `parts`."""
-        if not len(n_frames):
-            return None, []
         adapter = self.llasm.model.multi_modal_projector
         frames = frames.to(next(adapter.parameters()).dtype)  # DeepSpeed trains in bfloat16
         said = [i for i, target in enumerate(targets) if len(target)]  # not of clips without speech
@@ -222,9 +231,12 @@ class SpokenModel(nn.Module):
 
     def _over_rows(self, loss: Any, *rows: Tensor) -> Tensor:
         """Σ loss(part of each of `rows`), a part's logits made anew in the backward pass where there are several."""
-        if len(rows[0]) <= LOGIT_ROWS:
+        n_parts = torch.tensor(-(-len(rows[0]) // LOGIT_ROWS), device=rows[0].device)
+        if torch.distributed.is_initialized():  # under ZeRO-3 all processes call the head as often
+            torch.distributed.all_reduce(n_parts, torch.distributed.ReduceOp.MAX)
+        if n_parts <= 1:
             return loss(*rows)
-        parts = zip(*(row.split(LOGIT_ROWS) for row in rows), strict=True)
+        parts = zip(*(row.tensor_split(int(n_parts)) for row in rows), strict=True)
         return torch.stack([checkpoint(loss, *part, use_reentrant=False) for part in parts]).sum()
 
     def _kl(self, temperature: float) -> Any:
@@ -251,8 +263,10 @@ class SpokenModel(nn.Module):
     def answer(self, batch: dict[str, Any], max_new_tokens: int) -> list[Tensor]:
         """What the model says in each conversation's last turn, greedily: token ids."""
         audio, n_heard = self._hear(batch["frames"], batch["n_frames"], [], {})
+        if not batch["has_audio"]:
+            audio, n_heard = audio[:0], []
         rest = iter(n_heard)
-        given = iter(audio.split(n_heard) if audio is not None else [])
+        given = iter(audio.split(n_heard))
         answers = []
         for conversation in batch["spoken"]:
             stop = int(conversation.learned.nonzero()[-1]) if conversation.learned.any() else len(conversation.ids) - 1

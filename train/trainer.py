@@ -7,7 +7,6 @@ number of processes and however it is cut into accumulated parts.
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from .data import LengthGroupedOrder
 from .recipe import Recipe
@@ -110,10 +108,14 @@ class StageTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the mean of each part of the loss since the last line, and the speed."""
         if "loss" in logs and self._n_steps:
-            for name, total in sorted(self._parts.items()):
-                if self.args.world_size > 1:
-                    total = self.accelerator.reduce(total, "sum")
-                logs[name] = float(total) / self._n_steps
+            # One process may have had nothing for a part: all reduce the same ones.
+            names = [name for name, weight in self.recipe.loss_weights.items() if weight]
+            zero = torch.zeros((), device=self.args.device)
+            totals = torch.stack([self._parts.get(name, zero) for name in names])
+            if self.args.world_size > 1:
+                totals = self.accelerator.reduce(totals, "sum")
+            seen = zip(names, totals.tolist(), strict=True)
+            logs |= {name: total / self._n_steps for name, total in seen if total or name in self._parts}
             elapsed = time.perf_counter() - self._since
             logs["samples_per_second"] = round(self._n_steps * self.recipe.batch_size / elapsed, 2)
             logs["tokens_per_second"] = round(self._n_tokens / elapsed, 1)
@@ -229,6 +231,7 @@ class StopSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._anywhere(args):
+            control.should_log = True  # what the next line's mean would not hold
             control.should_save = state.global_step < state.max_steps
             control.should_training_stop = True
 
@@ -246,12 +249,14 @@ class StopSignal(TrainerCallback):
         return self.received is not None
 
 
-def last_snapshot(folder: Path) -> str | None:
-    """The newest whole snapshot; one that a kill cut short is removed (its state is written last)."""
-    while found := get_last_checkpoint(str(folder)) if folder.is_dir() else None:
+def last_snapshot(folder: Path, n_steps: int) -> str | None:
+    """The newest whole snapshot before the last step; what a kill cut short is passed over (its state comes last)."""
+    found = []
+    for snapshot in folder.glob("checkpoint-*"):
         try:
-            json.loads((Path(found) / STATE_NAME).read_text(encoding="utf-8"))
-            return found
+            step = json.loads((snapshot / STATE_NAME).read_text(encoding="utf-8"))["global_step"]
         except (OSError, ValueError):
-            shutil.rmtree(found)
-    return None
+            continue
+        if step < n_steps:  # the Trainer would go a step beyond the last
+            found.append((step, snapshot))
+    return str(max(found)[1]) if found else None
