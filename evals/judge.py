@@ -51,10 +51,10 @@ def prompt_for(item: Item, answer: str) -> str:
 def parse(reply: str, kind: str) -> float | None:
     """1.0 or 0.0, for kind `open` 1 to 5; None where the reply does not say one thing only."""
     if kind == "open":
-        found = set(re.findall(r"(?<![\d.])([1-5])(?![\d.]*\d)", reply.replace("/5", "").replace("out of 5", "")))
-        return float(found.pop()) if len(found) == 1 else None
-    words = set(re.findall(r"\b(INCORRECT|CORRECT)\b", reply.upper()))
-    return {"CORRECT": 1.0, "INCORRECT": 0.0}[words.pop()] if len(words) == 1 else None
+        said = re.fullmatch(r"[\s*\"'(]*([1-5])(?:\s*/\s*5)?[\s*\"').]*", reply)
+        return float(said[1]) if said else None
+    said = re.fullmatch(r"\W*(IN)?CORRECT\W*", reply.upper())
+    return (0.0 if said[1] else 1.0) if said else None
 
 
 class Judge:

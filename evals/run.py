@@ -229,7 +229,7 @@ def _difference(there: Any, here: Any) -> str:
 
 def _answer(settings: Settings, mine: list[results.Planned], log: Path, logs: Path) -> None:
     """Asks what no log holds; every batch is written before the next is waited for."""
-    known = {(event["kind"], event["key"]) for file in sorted(logs.glob("*.jsonl")) for event in read_log(file)}
+    known = _known(logs)
     todo = [planned for planned in mine if ("answer", planned.key) not in known]
     with open_log(log) as events:
 
@@ -245,12 +245,18 @@ def _answer(settings: Settings, mine: list[results.Planned], log: Path, logs: Pa
             for found in RUNNERS[settings.runner](works, max(1, n_gpus()), True) if works else ():
                 write(found)
                 bar.update(len(found))
-        if timed := _latency_batches(settings, mine, known):
+        if timed := _latency_batches(settings, mine, _known(logs)):
             with tqdm(total=sum(len(work.items) for work in timed), desc="time one by one", unit="item") as bar:
                 for work in timed:  # here, and nothing else at the same time
                     found = work()
                     write(found)
                     bar.update(len(found))
+
+
+def _known(logs: Path) -> dict[tuple[str, str], Event]:
+    """What the logs of all shards hold, by kind and key."""
+    events = (event for file in sorted(logs.glob("*.jsonl")) for event in read_log(file))
+    return {(event["kind"], event["key"]): event for event in events}
 
 
 def _fault_event(planned: results.Planned) -> Event:
@@ -299,12 +305,15 @@ def _length(item: Item, condition: Condition) -> int:
     return sum(sizes)
 
 
-def _latency_batches(settings: Settings, mine: list[results.Planned], known: set[tuple[str, str]]) -> list[Batch]:
-    """The first items of each task and plain condition, to be asked one by one."""
+def _latency_batches(
+    settings: Settings, mine: list[results.Planned], known: dict[tuple[str, str], Event]
+) -> list[Batch]:
+    """The first items of each task and plain condition that were answered, to be asked one by one."""
+    answered = {key for (kind, key), event in known.items() if kind == "answer" and "error" not in event}
     works = []
     for task in settings.tasks:
         for condition in (c for c in settings.all_conditions() if c.variation is None):
-            here = [p for p in mine if p.item.task == task and p.condition == condition and not p.item.fault]
+            here = [p for p in mine if p.item.task == task and p.condition == condition and p.key in answered]
             todo = [p for p in here[: settings.latency_items] if ("latency", p.key) not in known]
             if todo:
                 works.append(_batch(settings, todo, alone=True))

@@ -203,7 +203,10 @@ def test_bad_items_are_reported_and_never_scored(tmp_path, monkeypatch):
         text + json.dumps({"id": "mute", "audio": "", "question": "x", "answers": "y"})
     )
     use(monkeypatch, gold)
-    out = evaluated(data, tmp_path / "out")
+    out = evaluated(data, tmp_path / "out", latency_items=Settings.latency_items)
+    timed = [(row["condition"], row["id"]) for row in lines(out / "timings.jsonl") if row["kind"] == "latency"]
+    assert [name for condition, name in timed if condition == "speech"] == ["q0", "q5"]  # what was answered
+    evaluated(data, out, latency_items=Settings.latency_items, resume=True)
     found = scores_of(out)["conditions"]
     assert (found["speech"]["n"], found["speech"]["errors"]) == (2, 6) and found["speech"]["score"][0] == 1
     assert (found["text"]["n"], found["text"]["errors"]) == (5, 2)  # the words are there though the wavs are not
@@ -230,6 +233,20 @@ def test_a_conversation_that_the_model_refuses_costs_only_itself(tmp_path, monke
     model.batch = picky
     found = scores_of(evaluated(data, tmp_path / "out", conditions="text"))["conditions"]["text"]
     assert (found["n"], found["errors"], found["score"][0]) == (4, 1, 1)
+
+
+def test_a_clip_that_is_gone_when_its_latency_is_taken_has_none(tmp_path, monkeypatch):
+    data = questions(tmp_path / "data", 3)
+    model = use(monkeypatch, gold)
+    batch = model.batch
+
+    def removes(conversations, max_new_tokens):
+        (data / "0.wav").unlink(missing_ok=True)
+        return batch(conversations, max_new_tokens)
+
+    model.batch = removes
+    out = evaluated(data, tmp_path / "out", latency_items=3, conditions="speech")
+    assert [row["id"] for row in lines(out / "timings.jsonl") if row["kind"] == "latency"] == ["q1", "q2"]
 
 
 @pytest.mark.parametrize(
@@ -308,8 +325,19 @@ def test_a_judge_s_replies_are_kept_and_unreadable_ones_are_no_score(tmp_path, m
     assert {row["reply"] for row in lines(out / "judge.jsonl")} >= {"hard to say", "CORRECT"}
     run.rescore(out, "http://localhost:1/v1", "judge")
     assert len(asked) == 4
-    assert judge.parse("4/5", "open") == 4 and judge.parse("Rating: 3.", "open") == 3
-    assert judge.parse("between 3 and 4", "open") is None and judge.parse("10", "open") is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "score"),
+    [
+        ("CORRECT", "qa", 1), ("**Incorrect.**", "qa", 0), ("Not correct", "qa", None), ("Correct? No.", "qa", None),
+        ("partially correct", "qa", None), ("", "qa", None), ("4/5", "open", 4), (" 3. ", "open", 3),
+        ("-1", "open", None),
+        ("between 3 and 4", "open", None), ("10", "open", None), ("4.5", "open", None), ("6", "open", None),
+    ],
+)  # fmt: skip
+def test_a_judge_s_reply_is_one_word_or_no_score(reply, kind, score):
+    assert judge.parse(reply, kind) == score
 
 
 def test_the_plan_of_a_folder_is_the_plan_of_its_data(tmp_path, monkeypatch):
