@@ -104,8 +104,16 @@ def _with_fault(item: Item) -> Item:
     fault = ""
     if item.kind in ("qa", "choice", "transcription") and not any(answer.strip() for answer in item.answers):
         fault = "no answer to compare with"
+    elif item.kind == "qa" and not any(map(_readable, item.answers)):
+        fault = f"the answer {item.answers[0]!r} has no word to compare with"
     elif item.kind == "choice" and not all(answer in item.choices for answer in item.answers):
         fault = f"the answer {item.answers[0]!r} is none of the choices {', '.join(item.choices)}"
     elif not item.audio and not item.question.strip():
         fault = "neither audio nor a question"
     return replace(item, fault=fault)
+
+
+def _readable(answer: str) -> bool:
+    from .scoring import readable  # which needs this module
+
+    return readable(answer)

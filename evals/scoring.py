@@ -23,25 +23,49 @@ _NUMBER_WORDS = {"none": "0", "once": "1 time", "twice": "2 times"}
 
 # What a refusal begins with, after `_plain`.
 _REFUSALS = re.compile(
-    r"^(?:(?:well|so|oh|hmm|unfortunately|i am sorry|sorry|apologies|i apologi[sz]e)\W+(?:but |for \w+ \w+ )?)*"
-    r"(?:as an? (?:ai|artificial|language|large)|i (?:do not|really do not|don t) (?:know|have|understand)"
+    r"^(?:(?:well|so|oh|hmm|unfortunately|i am sorry|i am afraid|sorry|apologies|i apologi[sz]e)\W+"
+    r"(?:but |for \w+ \w+ )?)*(?:as an? (?:ai|artificial intelligence|(?:large )?language model)"
+    r"|i (?:do not|really do not|don t) (?:know|have|understand)"
     r"|i (?:cannot|can not|could not|am not able|am unable|am not sure|am not certain|am not familiar)"
     r"|i have no (?:idea|information|answer|knowledge)|no idea|it is (?:unclear|unknown)"
-    r"|there is not enough|not enough information|i would need more)"
+    r"|there is not enough|not enough information|i would need more)\b"
 )
 _REFUSALS_ZH = re.compile(
     r"^(?:对不起|抱歉|很抱歉|不好意思)?\W*(?:但)?"
     r"(?:作为.{0,8}(?:模型|助手|AI)|我?(?:不知道|不清楚|无法|不能|不确定|没有办法|没法))"
 )
+# A first person who hears nothing, a recording that holds nothing, or a plea to say it again: that Beethoven could not
+# hear his music is an answer.
+_RECORDING = r"(?:recording|audio|clip|file|message|input)"
 _NOTHING_HEARD = re.compile(
-    r"(?:did|do|can|could|was|have|am) ?(?:not|unable to|not able to) (?:\w+ ){0,3}?"
-    r"(?:hear|heard|catch|make out|detect)"
-    r"|unable to hear|heard (?:no|nothing)|hear (?:no |nothing)|nothing (?:was|is|has been) (?:said|heard|spoken)"
-    r"|no (?:\w+ )?(?:speech|words|voice|audio|sound)\b.{0,40}(?:in|was|is|were|recording|heard|detected|$)"
-    r"|(?:audio|recording|clip|file|message) (?:\w+ ){0,4}(?:silent|empty|blank)|(?:there is|was|is) (?:only )?silence"
-    r"|(?:say|ask|repeat) (?:\w+ ){0,3}again|repeat (?:your|the) (?:question|message|request)"
-)  # fmt: skip
-_NOTHING_HEARD_ZH = re.compile(r"没有?听到|没听清|听不到|听不清|没有(?:人)?说话|没有声音|没有语音|再说一遍")
+    r"\bi(?: (?:am|was|have|really|still|sorry))* "
+    r"(?:(?:did|do|could|can|would|was|am|have) not|cannot|unable to|not able to) (?:\w+ ){0,3}?"
+    r"(?:hear|heard|catch|make out|detect)\b"
+    r"|\bi (?:\w+ ){0,2}?(?:hear|heard) (?:no |nothing)"
+    r"|^(?:\w+ )?(?:nothing|no one|nobody) (?:was|is|has been|has|said|spoke) ?(?:said|heard|spoken|anything)?$"
+    rf"|\bno (?:\w+ )?(?:speech|words|voice|audio|sound|question)\b.{{0,40}}(?:{_RECORDING}|heard|detected)\b"
+    r"|^(?:\w+ ){0,2}?there (?:is|was) (?:only silence|no (?:\w+ )?(?:speech|words|voice|audio|question))$"
+    rf"|\b(?:the|your|this|that) {_RECORDING} (?:\w+ ){{0,4}}(?:silent|empty|blank|silence)\b"
+    r"|\b(?:please|you) (?:\w+ )?(?:(?:say|ask|repeat) (?:\w+ ){0,3}again|repeat (?:your|the|that|it|yourself)\b)"
+)
+_NOTHING_HEARD_ZH = re.compile(
+    r"(?:^|[我，。！？、\s])(?:好像|似乎|并|刚才|还是|也)*(?:没有?听到|没有?听清|听不到|听不清)"
+    r"|(?:录音|音频|语音|这段).{0,6}(?:没有?听到|没有声音|没有语音|没有(?:人)?说话|没有内容|是空的)"
+    r"|^(?:好像|似乎)?没有(?:人说话|说话|声音|语音)|请.{0,6}再说一[遍次]|您?能再说一[遍次]"
+)
+
+# Between a "not" and what it denies: "is not located in Paris", "I do not think it was Paris".
+_FILLERS = frozenset(
+    re.findall(
+        r"\w+",
+        "is was were be been being it he she that this they in at on by of from to for as with think believe located "
+        "situated born written called named known made found set actually really necessarily have has had come came",
+    )
+)
+_DENIALS = ("not", "nor", "never", "neither")
+_DENIED_ZH = re.compile(r"(?:不是|并非|绝非|不在|不叫|不属于|不位于|从未|而非|没有)(?:在|于|去过|到过)?$")
+# Short aliases that are also words: "US", "He" for helium.
+_WORDS = "a am an as at be by do go he i if in is it me my of on or so to up us we".split()  # noqa: SIM905
 
 
 def tokens(text: str) -> list[str]:
@@ -57,6 +81,7 @@ def tokens(text: str) -> list[str]:
     text = re.sub(r"[()\[\]{}<>*_#`\"“”]", " ", text)
     text = re.sub(r"\b(?:[^\W\d_]\. ?){2,}", lambda found: re.sub(r"\W", "", found[0]) + " ", text)  # D.C., J. R. R.
     text = re.sub(r"\b(\d{4})-(\d{1,2})-(\d{1,2})\b", _iso_date, text)
+    text = re.sub(r"(?<![\w.-])(?:[-−–]|negative )(?=\d)", "minus ", text)  # Whisper would drop the sign
     words = asr.units(text, "en").split()
     plain = " ".join(_NUMBER_WORDS.get(word, word) for word in words)
     plain = re.sub(rf"\b{_DAY} (?:of )?({_MONTH})\b(?: of)?", lambda m: f"{m[2]} {m[1]}", plain)
@@ -106,13 +131,68 @@ def exact(answer: str, aliases: tuple[str, ...]) -> bool:
 
 def contains(answer: str, aliases: tuple[str, ...]) -> bool:
     """The answer holds an alias, word for word, that it does not deny ("not Paris")."""
-    words = tokens(answer)
-    for alias in aliases:
-        for form in _alias_tokens(alias):
-            for start in range(len(words) - len(form) + 1):
-                if tuple(words[start : start + len(form)]) == form and words[max(0, start - 1)] not in ("not", "nor"):
-                    return True
+    if exact(answer, aliases):
+        return True
+    readings = [tokens(reading) for reading in _readings(answer)]
+    return any(
+        _short_held(answer, alias) if _is_short(alias) else any(_held(words, alias) for words in readings)
+        for alias in aliases
+    )
+
+
+def _readings(answer: str) -> list[str]:
+    """The answer as it is, and as it may be meant: "It is not. It is in Rome."; "Rome's Colosseum"."""
+    end = r"\s*(?:[.!?;:](?=\s|$)|,(?=\s*(?:but|it|he|she|they)\b))"
+    undenied = re.sub(rf"(?:\bnot|n['’]t|\bnever)(?: (?:it|that|so|him|her|there))?(?={end})", "", answer)
+    return list(dict.fromkeys([answer, undenied, re.sub(r"['’]s\b", "", answer)]))
+
+
+def _held(words: list[str], alias: str) -> bool:
+    return any(
+        all(map(_same_word, words[start : start + len(form)], form)) and not _denied(words[:start])
+        for form in _alias_tokens(alias)
+        for start in range(len(words) - len(form) + 1)
+    )
+
+
+def _same_word(word: str, wanted: str) -> bool:
+    """The unit may be left out of what is asked for: "$5" for 5."""
+    return word == wanted or (wanted[:1].isdigit() and wanted[-1].isdigit() and word.strip("$£€¢%") == wanted)
+
+
+def _denied(before: list[str]) -> bool:
+    """Of the words before an alias."""
+    if _DENIED_ZH.search("".join(before[-6:])):
+        return True
+    for word in reversed(before[-6:]):
+        if word in _DENIALS:
+            return True
+        if word not in _FILLERS:
+            return False
     return False
+
+
+def _is_short(alias: str) -> bool:
+    """At most two letters, written large: in lower case they would be other words."""
+    plain = alias.replace(".", "").strip()
+    return bool(re.fullmatch(r"[A-Z][A-Za-z]?", plain)) and plain not in ("No", "Ok")
+
+
+def _short_held(answer: str, alias: str) -> bool:
+    plain = alias.replace(".", "").strip()
+    answer = re.sub(r"\b(?:[^\W\d_]\.){2,}", lambda found: found[0].replace(".", ""), answer)
+    for found in re.finditer(rf"(?<![\w'’]){plain}(?![\w'’])", answer):
+        opens = not answer[: found.start()].strip() or bool(re.search(r"[.!?:]\W*$", answer[: found.start()]))
+        follows = re.match(r"\s+[a-z]", answer[found.end() :])
+        ambiguous = plain.lower() in _WORDS and (plain == "I" or (opens and (len(plain) == 1 or not plain.isupper())))
+        if not (ambiguous and follows) and not _denied(tokens(answer[: found.start()])):
+            return True
+    return False
+
+
+def readable(alias: str) -> bool:
+    """Something of it is left to compare with."""
+    return bool(_alias_tokens(alias))
 
 
 def f1(answer: str, aliases: tuple[str, ...]) -> float:
@@ -129,22 +209,88 @@ def f1(answer: str, aliases: tuple[str, ...]) -> float:
 
 
 def choice(answer: str, choices: dict[str, str]) -> str | None:
-    """The label that the answer names, or None where it names none or several."""
-    letters = "".join(label for label in choices if len(label) == 1)
-    if letters:
-        found = set(re.findall(rf"^\W*([{letters}])\W*$", answer.strip().upper()))
-        if not found:  # a bare "A" in a sentence is an article: only with a mark or a word that points at it
-            found = set(re.findall(rf"^\W*([{letters}])[.):,]|[(\[*]([{letters}])[)\].*]", answer))
-            found |= set(
-                re.findall(rf"\b(?:answer|option|choice)(?: is| would be|:)*:?\s*[(\"'*]*([{letters}])\b", answer, re.I)
-            )
-            found = {label.upper() for pair in found for label in ([pair] if isinstance(pair, str) else pair) if label}
-        if found:
-            return found.pop() if len(found) == 1 else None
+    """The label that the answer names, or None where it names none or several, or a label and another's text."""
     named = [label for label, text in choices.items() if text and contains(answer, (text,))]
     # "New York City" also holds "New York": the longer one is meant.
     named = [a for a in named if not any(b != a and contains(choices[b], (choices[a],)) for b in named)]
+    pointed = _letters(answer, choices)
+    if pointed:
+        label = pointed.pop()
+        return label if not pointed and (not named or label in named) else None
     return named[0] if len(named) == 1 else None
+
+
+def _letters(answer: str, choices: dict[str, str]) -> set[str]:
+    """The letters that the answer gives as its choice; where it gives one, those too that it only mentions."""
+    labels = "".join(label for label in choices if len(label) == 1 and label.isupper())
+    if not labels:
+        return set()
+    large, small = f"[{labels}]", f"[{labels.lower()}]"
+    if alone := re.fullmatch(rf"\W*({large}|{small})\W*", answer):
+        return {alone[1].upper()}
+    # What may follow a letter that is a choice: nothing, a mark, or a word that goes on after it. So "A dog", "D.C.",
+    # "C. elegans" and "B negative" hold no choice.
+    end = (
+        r"(?=\s*$|\s*\n|[*\"”'’)\]）】]*(?:[,;:!?)，。；：！）]|\.(?!\w|\s+[a-z]))|[*\"”'’]+(?:\s|$)"
+        r"|\s+(?:is|are|because|since|and|or|not|but|which|[-–—(])(?:\s|\b)|[是项因选正对和或])"
+    )
+    mark = r"(?:[\"“'‘(（\[*]*)"
+    verbs = r"(?:think|say|choose|pick|guess|believe|select|go with|go for)"
+    points = [
+        rf"(?i:\b(?:answer|option|choice|letter|choose|pick|maybe|probably|definitely)\b)"
+        rf"(?i:\s+(?:is|was|would be|should be|must be))?\s*[:：]?\s*"
+        rf"(?i:(?:option|choice|letter)\s+)?{mark}({large}){end}",
+        rf"(?i:\b(?:it|that|this)(?:['’]s|['’]d be| is| would be| must be| should be)\s+(?:definitely |probably )?"
+        rf"(?:option |choice |letter )?){mark}({large}){end}",
+        rf"(?i:\bi(?:['’]d| would|['’]ll| will)?\s+{verbs}\s+(?:that )?(?:it['’]s |it is )?(?:option |choice )?)"
+        rf"{mark}({large}){end}",
+        rf"(?<![\w.])({large})(?i:[\"”'’)*]*\s+(?:is|would be|seems|must be)\s+(?:the\s+)?"
+        rf"(?:correct|right|true|best|answer|most|my))\b",
+        rf"^\W*({large})[\"”'’)*]*\s+(?:because|since)\b",
+        rf"[(（\[【]\s*({large})\s*[)）\]】]|\*({large})[.:]?\*",
+        rf"^\W*[(（\[]({small})[)）\]]|[(（\[]({small})[)）\]]\W*$",
+        rf"^\W*({small})\)\s",
+        rf"(?i:\b(?:answer|option|choice)(?: is)?\s*:?\s*)[\"'(]?({small})\W*$",
+        rf"(?i:\b(?:it['’]s|it is)\s+(?:option )?)[\"'(]?({small})\W*$",
+        rf"(?:答案|选项|选择|应该选|应选|(?<!不)选)(?:应该|应)?[是为选]?\s*[:：]?\s*{mark}({large}){end}",
+        rf"(?<!不)是\s*(?:选项)?{mark}({large}){end}",
+        rf"(?<![A-Za-z])({large})\s*(?:选?项)?(?:是|才是)?(?:正确|对的|答案|正确答案)",
+    ]
+    found = {(m.start(i), m[i].upper()) for p in points for m in re.finditer(p, answer) for i in _groups(m)}
+    # An option as it was listed: "B. Rome". Where it only begins a name ("C. elegans") no option's text is there.
+    for line in re.finditer(rf"(?m)^[^\w\n]*({large})([):：、]|[.,](?!\w))(.*)$", answer):
+        rest = line[3].strip()
+        goes_on = not rest or re.match(r"(?i:because|since|not)\b|(?:It|This|That)\b", rest)
+        if goes_on or any(text and contains(rest, (text,)) for text in choices.values()) or line[2] in ")：:、":
+            found.add((line.start(1), line[1]))
+    found = {(place, label) for place, label in found if not _letter_denied(answer, place)}
+    if not found:
+        return set()
+    bare = answer  # without the options' own words: "D. Both A and B"
+    for text in (text for text in choices.values() if len(text) > 1):
+        bare = re.sub(re.escape(text), lambda m: " " * len(m[0]), bare, flags=re.IGNORECASE)
+    article = r"(?!\s+(?!(?:is|are|and|or|nor|because|not|but)\b)\w)"
+    for m in re.finditer(rf"(?:(?<![\w.'’-])|(?<=[和与或及]))({large})(?![A-Za-z0-9'’]|\.\w|-\w)", bare):
+        is_word = m[1] in "AI" and not re.match(article, bare[m.end() :])
+        if not is_word and not _letter_denied(answer, m.start()):
+            found.add((m.start(), m[1]))
+    return {label for _, label in found}
+
+
+def _groups(found: re.Match[str]) -> list[int]:
+    return [i for i, group in enumerate(found.groups(), 1) if group]
+
+
+def _letter_denied(answer: str, place: int) -> bool:
+    """The letter at that place is one that the answer calls wrong."""
+    before, after = answer[:place], answer[place + 1 :]
+    denies = r"(?:\bnot|n['’]t|\bnever|\bneither|\bnor|\brather than|\binstead of|不是|不选|并非|而非)"
+    filler = r"(?: (?:be|is|it|the|answer|option|choice|letter))*[\s\"'“(*]*"
+    if re.search(rf"{denies}{filler}$", before, re.IGNORECASE):
+        return True
+    wrong = r"(?:wrong|incorrect|false|not)\b"
+    follows = rf"[\"'”)*]*(?:\s+(?:is|was|are|would be)(?:n['’]t\b| (?:\w+ )?{wrong})|\s*(?:选?项)?是?(?:错|不))"
+    return bool(re.match(follows, after))
 
 
 def refuses(answer: str) -> bool:

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from llasm.evals import scoring, statistics
-from llasm.evals.items import Item
+from llasm.evals.items import Item, checked
 
 TABLE = [json.loads(line) for line in (Path(__file__).parent / "data/verdicts.jsonl").read_text().splitlines()]
 
 
 def test_the_table_covers_what_it_must():
     about = {case["about"] for case in TABLE}
-    assert len(TABLE) == 60
+    assert len(TABLE) >= 60
     assert about >= {"numbers", "dates", "articles", "aliases", "accents", "Chinese", "empty", "refusing"}
 
 
@@ -44,10 +44,55 @@ def test_verdicts_agree_with_those_made_by_hand(case):
         ("Option A and option B", None),
         ("I cannot say.", None),
         ("", None),
+        ("The answer is a dog.", None),
+        ("A. Paris\nB. Rome", None),
+        ("A, B and C are all wrong", None),
+        ("Option A is wrong; it is B.", "B"),
+        ("Options A and B", None),
+        ("D.C. is the capital", None),
+        ("C. elegans", None),
+        ("B negative", None),
+        ("Vitamin C", None),
+        ("It's B", "B"),
+        ("It is B.", "B"),
+        ("I think B", "B"),
+        ("I'd go with (B).", "B"),
+        ("B is correct", "B"),
+        ("B because it is old", "B"),
+        ("B, because it is old", "B"),
+        ("B, not A", "B"),
+        ("The answer is not B", None),
+        ("b", "B"),
+        ("(b)", "B"),
+        ("b) Rome", "B"),
+        ("the answer is b.", "B"),
+        ("B. Paris", None),
+        ("The answer is B: Rome, which is not Paris.", "B"),
+        ("The answer is B. Rome is older than Paris.", "B"),
+        ("The answer is B or C.", None),
+        ("**B. Rome**", "B"),
+        ("The correct answer is:\nB) Rome", "B"),
+        ("答案是B", "B"),
+        ("选B", "B"),
+        ("答案：B。", "B"),
+        ("正确答案是B，因为罗马更古老。", "B"),
+        ("B是正确的", "B"),
+        ("不是A，是B。", "B"),
+        ("答案不是B", None),
+        ("我的血型是B型", None),
+        ("选A和B", None),
     ],
 )
 def test_a_choice_is_read_and_never_guessed(answer, label):
     assert scoring.choice(answer, {"A": "Paris", "B": "Rome", "C": "New York", "D": "New York City"}) == label
+
+
+def test_options_that_name_letters():
+    options = {"A": "a cat", "B": "a dog", "C": "Vitamin C", "D": "Both A and B"}
+    assert scoring.choice("A. cat\nB. dog", options) is None
+    assert scoring.choice("The answer is a dog.", options) == "B"
+    assert scoring.choice("D. Both A and B", options) == "D"
+    assert scoring.choice("It is vitamin C.", options) == "C"
 
 
 def test_options_without_letters():
@@ -64,13 +109,17 @@ def test_options_without_letters():
         "I am not sure.",
         "我不知道。",
         "No idea.",
+        "I'm afraid I don't know.",
+        "As a large language model, I cannot taste.",
     ],
 )
 def test_refusals(text):
     assert scoring.refuses(text)
 
 
-@pytest.mark.parametrize("text", ["Paris", "I think it is Rome.", "Not far from here.", "Sorry is a song by Bieber."])
+@pytest.mark.parametrize(
+    "text", ["Paris", "I think it is Rome.", "Not far from here.", "Sorry is a song by Bieber.", "As an aid to memory."]
+)
 def test_answers_are_no_refusals(text):
     assert not scoring.refuses(text)
 
@@ -87,10 +136,36 @@ def test_answers_are_no_refusals(text):
         ("...", True),
         ("The Sound of Silence is a song.", False),
         ("I'm sorry, I don't know.", False),
+        ("I couldn't hear any words. Could you try again, please?", True),
+        ("The recording is silent.", True),
+        ("There was no speech.", True),
+        ("Beethoven could not hear his own music.", False),
+        ("In space there is no sound, as there is no air.", False),
+        ("History may repeat itself again.", False),
+        ("贝多芬听不到自己的音乐。", False),
     ],
 )
 def test_what_says_that_nothing_was_heard(text, nothing):
     assert scoring.hears_nothing(text) == nothing
+
+
+def test_gold_answers_that_begin_with_a_denial_are_right():
+    for gold in (
+        "Not the Nine O'Clock News",
+        "Never Let Me Go",
+        "Why Not?",
+        "US",
+        "He",
+        "-5",
+        "$5",
+        "Rome's Colosseum",
+    ):
+        assert scoring.contains(gold, (gold,)), gold
+
+
+def test_an_alias_of_which_nothing_is_left_is_a_fault():
+    [item] = checked([Item(id="1", task="custom", question="q", answers=("?!",))])
+    assert "no word" in item.fault
 
 
 def test_token_f1():
