@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,6 +129,8 @@ def test_a_run_interrupted_by_sigterm_goes_on_where_it_was(bases, spoken, tmp_pa
     with pytest.raises(LlasmError, match="interrupted run"):
         train(cut)
     cut.resume = True
+    with pytest.raises(LlasmError, match=r"seed is 1, but was 0 when this run began"):
+        train(replace(cut, seed=1))
     train(cut)
     assert logged(tmp_path / "cut") == pytest.approx(logged(whole), abs=1e-4)
 

@@ -8,10 +8,13 @@ torchrun --nproc_per_node 8 -m llasm.cli train my_recipe.yaml --zero 3
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
 import time
+from dataclasses import asdict
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,11 @@ from .spoken import GUARD_SHARE, SpokenCollator, SpokenModel
 from .trainer import StageTrainer, gathered, last_snapshot
 
 SNAPSHOTS = "snapshots"
+# What a run may be resumed with another value of: nothing of it changes the losses.
+_MAY_CHANGE = (
+    *("resume", "dry_run", "output", "data", "cache", "cache_gb"),
+    *("report_to", "logging_steps", "eval_steps", "save_steps", "n_examples"),
+)
 
 
 def train(recipe: Recipe) -> Path | None:
@@ -56,6 +64,8 @@ def train(recipe: Recipe) -> Path | None:
         check_memory(recipe, plan, n_processes)
     if recipe.dry_run:
         return None
+    if rank == 0:
+        _check_continued(recipe, output, plan.samples)
     set_seed(recipe.seed)
     model, processor, peft = _start(recipe)
     # Only now: with ZeRO-3 the arguments would make transformers share the weights out while it loads them.
@@ -117,6 +127,21 @@ def _snapshot(recipe: Recipe, output: Path) -> str | None:
     if found and not recipe.resume:
         raise LlasmError(f"{output}: holds an interrupted run; add --resume, or choose another --output")
     return found
+
+
+def _check_continued(recipe: Recipe, output: Path, samples: list[Sample]) -> None:
+    """A run goes on with the settings and rows that it began with; raises LlasmError, naming what differs."""
+    file = output / SNAPSHOTS / "started.json"
+    rows = sha256(json.dumps([[sample.id, sample.keys] for sample in samples]).encode()).hexdigest()
+    settings = {name: value for name, value in asdict(recipe).items() if name not in _MAY_CHANGE} | {"rows": rows}
+    if recipe.resume and file.exists():
+        for name, before in json.loads(file.read_text(encoding="utf-8")).items():
+            if settings.get(name) != before:
+                was = "differ from those" if name == "rows" else f"is {settings.get(name)!r}, but was {before!r}"
+                raise LlasmError(f"{output}: {name} {was} when this run began; choose another --output for a new run")
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings), encoding="utf-8")
 
 
 def _start(recipe: Recipe) -> tuple[Any, Any, Any]:
