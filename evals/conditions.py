@@ -55,7 +55,8 @@ def conditions_of(item: Item, asked: list[Condition]) -> list[Condition]:
     """Those of the asked conditions that this item can be put under."""
     if item.kind == "typed":
         return [Condition("text"), Condition(BASE)]
-    possible = [c for c in asked if c.hears or item.question]
+    # What is faulty is reported as an error, whichever part of it is missing.
+    possible = [c for c in asked if c.hears or item.question or item.fault]
     return [c for c in possible if c.hears] if item.kind == "no_speech" else possible
 
 

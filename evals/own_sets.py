@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from llasm import effects
 from llasm.audio import SAMPLE_RATE, to_flac_bytes
 from llasm.draws import generator
 from llasm.errors import LlasmError
-from llasm.records import Record, audio_files
+from llasm.records import BadRow, Record, audio_files
 
 from .items import HAN, Item
-from .task import Task, clips, field, row_id, texts
+from .task import Task, clips, field, row_id, text, texts
 
 LETTERS = "ABCDEFGHIJ"
 _AUDIO = ("audio", "file_name", "file", "wav", "path")
@@ -33,13 +34,20 @@ class Custom(Task):
     name = "custom"
     files = ("metadata.jsonl", "metadata.csv", "*.jsonl", "*.csv", "*.tsv", "*.parquet", "*.json")
 
+    def records(self, file: Path) -> Iterator[tuple[str, Record | BadRow]]:
+        # A table's heads as people write them: "Question", "Answers ".
+        for where, record in super().records(file):
+            if isinstance(record, dict) and file.suffix.lower() in (".csv", ".tsv"):
+                record = {name.strip().lower(): value for name, value in record.items()} | record
+            yield where, record
+
     def item(self, record: Record, where: str) -> Item:
         answers = _several(field(record, "answers", "answer", "reference", "output", default=()))
         options = _several(field(record, "choices", default=()))
         if len(options) > len(LETTERS):
             raise ValueError(f"{len(options)} choices; at most {len(LETTERS)}")
         choices = dict(zip(LETTERS, options))
-        typed = "\n".join(f"{label}. {text}" for label, text in choices.items())
+        typed = "\n".join(f"{label}. {option}" for label, option in choices.items())
         audio = clips(record, where, *_AUDIO)
         # Not for a voice to speak: the other rows' speech is somebody else's.
         silent = "its audio is not named" if not audio and any(name in record for name in _AUDIO) else ""
@@ -47,7 +55,7 @@ class Custom(Task):
             id=str(field(record, "id", default=row_id(where))),
             task=self.name,
             kind="choice" if choices else self.kind,
-            question=str(_question(record)).strip(),
+            question=text(_question(record)),
             answers=tuple(_label(answer, choices) for answer in answers),
             audio=audio,
             choices=choices,
@@ -73,8 +81,8 @@ def _several(value: Any) -> tuple[str, ...]:
 
 def _label(answer: str, choices: dict[str, str]) -> str:
     """An option's label, given that or its text; the answer as it is where it is neither."""
-    for label, text in choices.items():
-        if answer.casefold() == text.casefold():
+    for label, option in choices.items():
+        if answer.casefold() == option.casefold():
             return label
     return answer.upper() if answer.upper() in choices else answer
 
@@ -87,7 +95,7 @@ class Transcription(Custom):
     ask = "Repeat what I just said, word for word."  # as in training (`train`)
 
     def item(self, record: Record, where: str) -> Item:
-        words = str(field(record, *_QUESTION, "answer")).strip()
+        words = text(field(record, *_QUESTION, "answer"))
         item = super().item({"question": words, **record, "answers": [words], "choices": None}, where)
         return replace(item, typed=self.ask)
 
@@ -145,10 +153,10 @@ class Typed(Custom):
         if data is not None:
             return super().read(data, limit)
         prompts = list(enumerate(PROMPTS, 1))[:limit]
-        return [Item(id=f"prompt-{i}", task=self.name, kind="typed", question=text) for i, text in prompts]
+        return [Item(id=f"prompt-{i}", task=self.name, kind="typed", question=prompt) for i, prompt in prompts]
 
     def item(self, record: Record, where: str) -> Item:
-        question = str(field(record, *_QUESTION)).strip()
+        question = text(field(record, *_QUESTION))
         return Item(id=str(field(record, "id", default=row_id(where))), task=self.name, kind="typed", question=question)
 
 

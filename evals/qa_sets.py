@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from llasm.errors import LlasmError
 from llasm.records import Record
 
 from .items import Item
-from .task import Task, clips, field, row_id, texts
+from .task import Task, clips, field, row_id, text, texts
 
 
 class LlamaQuestions(Task):
@@ -25,14 +25,15 @@ class LlamaQuestions(Task):
     """
 
     name = "llama_questions"
-    files = ("llama_questions*.tsv",)
+    files = ("llama_questions_300.tsv", "llama_questions*.tsv")
+    one_file = True
     hub = "fixie-ai/llama-questions"
 
     def item(self, record: Record, where: str) -> Item:
         return Item(
             id=row_id(where),
             task=self.name,
-            question=field(record, "Questions", "question").strip(),
+            question=text(field(record, "Questions", "question")),
             answers=texts(field(record, "Answer", "answer")),
             audio=clips(record, where, "Wav Filename", "audio"),
         )
@@ -46,7 +47,15 @@ class WebQuestions(Task):
     """
 
     name = "webquestions"
-    files = ("*web*questions*.json*", "*.parquet")
+    files = (
+        "*web*questions*examples.test.json*",
+        "*web*questions*devtest*.json*",
+        "*web*questions*test*.json*",
+        "*web*questions*.json*",
+        "*test*.parquet",
+        "*.parquet",
+    )
+    one_file = True
     hub = "stanfordnlp/web_questions"
 
     def item(self, record: Record, where: str) -> Item:
@@ -55,7 +64,7 @@ class WebQuestions(Task):
             answers = tuple((quoted or bare).replace('\\"', '"') for quoted, bare in found)
         else:
             answers = texts(record["answers"])
-        question = field(record, "utterance", "question")
+        question = text(field(record, "utterance", "question"))
         return Item(
             id=str(field(record, "id", default=row_id(where))), task=self.name, question=question, answers=answers
         )
@@ -69,7 +78,16 @@ class TriviaQA(Task):
     """
 
     name = "triviaqa"
-    files = ("*dev*.json", "*.json", "*.parquet")
+    files = (
+        "wikipedia-dev.json",
+        "web-dev.json",
+        "unfiltered-web-dev.json",
+        "*dev*.json",
+        "*.json",
+        "*validation*.parquet",
+        "*.parquet",
+    )
+    one_file = True
     hub = "mandarjoshi/trivia_qa:rc.nocontext:validation"
 
     def records(self, file: Path) -> Iterator[tuple[str, Any]]:
@@ -85,8 +103,8 @@ class TriviaQA(Task):
         return Item(
             id=str(field(record, "QuestionId", "question_id")),
             task=self.name,
-            question=field(record, "Question", "question"),
-            answers=tuple(dict.fromkeys((field(answer, "Value", "value"), *aliases))),
+            question=text(field(record, "Question", "question")),
+            answers=tuple(dict.fromkeys((text(field(answer, "Value", "value")), *aliases))),
         )
 
 
@@ -98,20 +116,29 @@ class NQOpen(Task):
     """
 
     name = "nq_open"
-    files = ("*[nN][qQ]*open*.jsonl", "*efficientqa*.jsonl", "*.parquet")
+    files = (
+        "NQ-open.dev.jsonl",
+        "*efficientqa.dev.1.1.jsonl",
+        "*[nN][qQ]*open*dev*.jsonl",
+        "*[nN][qQ]*open*.jsonl",
+        "*efficientqa*.jsonl",
+        "*validation*.parquet",
+        "*.parquet",
+    )
+    one_file = True
     hub = "google-research-datasets/nq_open::validation"
 
     def item(self, record: Record, where: str) -> Item:
         return Item(
             id=str(field(record, "id", default=row_id(where))),
             task=self.name,
-            question=record["question"],
+            question=text(record["question"]),
             answers=texts(field(record, "answer", "answers")),
         )
 
 
 class SDQA(Task):
-    """Questions read by speakers of many dialects (Faisal et al., arXiv 2109.12072); each dialect is a group.
+    """Questions read by speakers of many dialects (Faisal et al., arXiv 2109.12072); LANG/DIALECT is a group.
 
     github ffaisal93/SD-QA: SPLIT/LANG/DIALECT/*.triples.jsonl (example_id, answers, has_answer), wav_LANG/ID.wav
     beside them, and the gold questions in SPLIT/LANG/*.txt. Questions that its annotators found no answer to are
@@ -119,7 +146,11 @@ class SDQA(Task):
     """
 
     name = "sd_qa"
-    files = ("*.triples.jsonl",)
+    files = ("test/*/*/*.triples.jsonl", "*.triples.jsonl")
+    languages: ClassVar = {
+        "ara": "ar", "ben": "bn", "eng": "en", "fin": "fi", "ind": "id",
+        "kor": "ko", "rus": "ru", "swa": "sw", "tel": "te",
+    }  # fmt: skip
 
     def records(self, file: Path) -> Iterator[tuple[str, Any]]:
         # One file a recogniser: the recordings and answers in them are the same.
@@ -130,15 +161,19 @@ class SDQA(Task):
         if not record["has_answer"]:
             return None
         file, name = Path(where.rpartition(":")[0]), str(record["example_id"])
-        [folder] = file.parent.glob("wav_*") or [file.parent]
+        folder = next(iter(sorted(file.parent.glob("wav_*"))), file.parent)
+        language, dialect = file.parent.parent.name, file.parent.name
+        if language not in self.languages:
+            raise ValueError(f"its folder {language!r} names no language: {', '.join(self.languages)}")
         return Item(
-            id=f"{file.parent.name}/{name}",
+            id=f"{language}/{dialect}/{name}",
             task=self.name,
             # The triples hold what a recogniser heard; people's own words are in the gold file.
-            question=_gold_questions(file.parent.parent).get(name) or record["question"],
+            question=_gold_questions(file.parent.parent).get(name) or text(record["question"]),
             answers=texts(record["answers"]),
             audio=(str(folder / f"{name}.wav"),),
-            group=file.parent.name,
+            group=f"{language}/{dialect}",
+            language=self.languages[language],
         )
 
 
@@ -163,6 +198,7 @@ class SpokenSQuAD(Task):
 
     name = "spoken_squad"
     files = ("spoken_test-v1.1.json", "*.json")
+    one_file = True
 
     def records(self, file: Path) -> Iterator[tuple[str, Any]]:
         sentences: dict[str, list[tuple[int, str]]] = {}

@@ -300,6 +300,8 @@ def _length(item: Item, condition: Condition) -> int:
     for clip in item.audio:
         if isinstance(clip, dict):
             sizes.append(len(clip.get("bytes") or b""))
+        elif isinstance(clip, bytes) or str(clip).startswith("data:"):
+            sizes.append(len(clip))
         else:
             sizes.append(Path(clip).stat().st_size if Path(clip).exists() else 0)
     return sum(sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -13,6 +14,9 @@ from llasm.records import BadRow, Record, locate, records
 
 from .items import Item, Kind, checked
 
+_PACKED = (".bz2", ".gz", ".zip")
+_PART = re.compile(r"-\d+-of-\d+(?=\.parquet$)")
+
 
 class Task:
     """What its data looks like and how a record becomes an item. The class's docstring names the source."""
@@ -21,6 +25,8 @@ class Task:
     kind: Kind = "qa"
     files: tuple[str, ...] = ()
     """Patterns of the data's files in a folder; the first that matches any counts."""
+    one_file = False
+    """The set is one file (or its parquet parts): others beside it are other splits, not more of it."""
     hub = ""
     """Where the data is fetched from where none is given: `owner/name:config:split`."""
 
@@ -40,7 +46,11 @@ class Task:
 
     def _items(self, data: str) -> Iterator[Item]:
         if not Path(data).exists():
-            yield from filter(None, (self._item(record, where) for where, record in records(*_hub(data))))
+            name, split, config = _hub(data)
+            for where, record in records(name, split, config):
+                place = where if config is None else f"{name}/{config}/{split}:{where.rpartition(':')[2]}"
+                if (item := self._item(record, place)) is not None:
+                    yield item
             return
         files = self._found(Path(data))
         for file in files:
@@ -57,7 +67,11 @@ class Task:
         if place.is_file():
             return [place]
         for pattern in self.files:
-            if files := sorted(file for file in place.rglob(pattern) if file.is_file()):
+            files = sorted(file for file in place.rglob(pattern) if file.is_file() and file.suffix not in _PACKED)
+            if self.one_file and len({file.parent / _PART.sub("", file.name) for file in files}) > 1:
+                names = ", ".join(str(file.relative_to(place)) for file in files)
+                raise LlasmError(f"task {self.name}: {place} holds several files; give one as data: {names}")
+            if files:
                 return files
         raise LlasmError(f"task {self.name}: {place} holds no {' or '.join(self.files)}")
 
@@ -65,6 +79,8 @@ class Task:
         reason = "a bad record"
         if isinstance(record, BadRow):
             reason = record.reason
+        elif not isinstance(record, dict):
+            reason = f"expected an object, found {type(record).__name__}"
         else:
             try:
                 return self.item(record, where)
@@ -97,14 +113,28 @@ def field(record: Record, *names: str, default: Any = None) -> Any:
     return default
 
 
+def text(value: Any) -> str:
+    """One text or number, without space around it. Raises ValueError for anything else."""
+    if isinstance(value, (str, int, float)) and value == value:  # NaN is not itself
+        return str(value).strip()
+    raise ValueError(f"expected text, found {'NaN' if isinstance(value, float) else type(value).__name__}")
+
+
 def texts(value: Any) -> tuple[str, ...]:
-    """One text or several, without space around them."""
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return tuple(str(text).strip() for text in values)
+    """One text or several, also under a "text" (as in SQuAD). Raises ValueError for anything else."""
+    if isinstance(value, dict):
+        return texts(value["text"])
+    if isinstance(value, (list, tuple)):
+        return tuple(found for one in value if one is not None for found in texts(one))
+    return (text(value),)
 
 
 def clips(record: Record, where: str, *names: str) -> tuple[Any, ...]:
-    """The record's audio; none where it has none."""
-    given = field(record, *names, default=()) or ()
-    found = given if isinstance(given, (list, tuple)) else [given]
-    return tuple(locate(clip, where) for clip in found)
+    """The record's audio; none where it has none. Raises ValueError where it is no audio."""
+    given = field(record, *names, default=())
+    found = given if isinstance(given, (list, tuple)) else [given] if given != "" else []
+    located = tuple(locate(clip, where) for clip in found)
+    for clip in located:
+        if not clip or not isinstance(clip, (str, bytes, dict)):
+            raise ValueError(f"its audio is neither a path nor sound, but {type(clip).__name__}")
+    return located

@@ -9,7 +9,7 @@ from typing import Any
 from llasm.records import Record
 
 from .items import Item
-from .task import Task, clips, field, row_id, texts
+from .task import Task, clips, field, row_id, text, texts
 
 
 class _VoiceBench(Task):
@@ -27,7 +27,7 @@ class _VoiceBench(Task):
         return {
             "id": f"{folder}/{name}" if folder else name,
             "task": self.name,
-            "question": record["prompt"],
+            "question": text(record["prompt"]),
             "audio": clips(record, where, "audio"),
             "group": folder,
         }

@@ -209,7 +209,7 @@ def test_bad_items_are_reported_and_never_scored(tmp_path, monkeypatch):
     evaluated(data, out, latency_items=Settings.latency_items, resume=True)
     found = scores_of(out)["conditions"]
     assert (found["speech"]["n"], found["speech"]["errors"]) == (2, 6) and found["speech"]["score"][0] == 1
-    assert (found["text"]["n"], found["text"]["errors"]) == (5, 2)  # the words are there though the wavs are not
+    assert (found["text"]["n"], found["text"]["errors"]) == (5, 3)  # the words are there though the wavs are not
     errors = {row["id"]: row["error"] for row in lines(out / "predictions/custom.speech.jsonl") if "error" in row}
     assert "NaN" in errors["q1"] and "no such file" in errors["q2"] and "not audio" in errors["q3"]
     assert errors["q4"] == "no answer to compare with" and errors["mute"] == "its audio is not named"

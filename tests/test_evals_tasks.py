@@ -8,6 +8,7 @@ import soundfile
 
 from llasm import audio
 from llasm.errors import LlasmError
+from llasm.evals import task
 from llasm.evals.conditions import Condition, Variation, heard
 from llasm.evals.items import Item, from_row, hashed
 from llasm.evals.tasks import TASKS
@@ -50,9 +51,14 @@ def test_webquestions_in_both_layouts(tmp_path):
     jsonl(tmp_path / "b/webquestions_devtest.jsonl", {"id": "w-0", "question": "where?", "answers": ["Bali"]})
     jsonl(tmp_path / "b/webquestions_val.jsonl", {"id": "w-1", "question": "who?", "answers": ["Me"]})
     jsonl(tmp_path / "b/open_trivia.jsonl", {"id": "o"})
-    items = read("webquestions", tmp_path / "b")
-    assert [(i.id, i.group) for i in items] == [("w-0", "webquestions_devtest"), ("w-1", "webquestions_val")]
-    assert len(read("webquestions", tmp_path / "b", limit=1)) == 1
+    assert [item.id for item in read("webquestions", tmp_path / "b", limit=200)] == ["w-0"]
+    assert [item.id for item in read("webquestions", tmp_path / "b/webquestions_val.jsonl")] == ["w-1"]
+    (tmp_path / "b/webquestions_devtest.jsonl").unlink()
+    jsonl(tmp_path / "b/webquestions_trainmodel.jsonl", {"id": "w-2", "question": "who?", "answers": ["Me"]})
+    with pytest.raises(LlasmError, match=r"give one as data: webquestions_trainmodel\.jsonl, webquestions_val\.jsonl"):
+        TASKS["webquestions"].read(str(tmp_path / "b"))
+    jsonl(tmp_path / "a/webquestions.examples.train.json", {"utterance": "no test", "targetValue": target})
+    assert len(read("webquestions", tmp_path / "a")) == 1
 
 
 def test_triviaqa(tmp_path):
@@ -62,6 +68,8 @@ def test_triviaqa(tmp_path):
     (tmp_path / "qa/wikipedia-dev.json").write_text(json.dumps({"Data": [record], "Version": 1.0}))
     [item] = read("triviaqa", tmp_path)
     assert item.id == "tc_1" and item.answers == ("Sinclair Lewis", "Lewis")
+    (tmp_path / "qa/web-dev.json").write_text(json.dumps({"Data": [record], "Version": 1.0}))
+    assert len(read("triviaqa", tmp_path)) == 1
     (tmp_path / "qa/wikipedia-dev.json").write_text("[]")
     with pytest.raises(LlasmError, match="another layout"):
         TASKS["triviaqa"].read(str(tmp_path))
@@ -71,6 +79,9 @@ def test_nq_open(tmp_path):
     jsonl(tmp_path / "NQ-open.dev.jsonl", {"question": "when was it", "answer": ["14 December 1972", "1972"]})
     [item] = read("nq_open", tmp_path)
     assert item.answers == ("14 December 1972", "1972") and item.id == "NQ-open.dev-1"
+    for name in ("NQ-open.train.jsonl", "NQ-open.efficientqa.dev.1.1.jsonl"):
+        jsonl(tmp_path / name, {"question": "of another split", "answer": ["x"]})
+    assert read("nq_open", tmp_path) == [item]
 
 
 def test_sd_qa(tmp_path):
@@ -82,8 +93,20 @@ def test_sd_qa(tmp_path):
     (tmp_path / "dev/eng/english.dev.txt").write_text("ID\tin XOR dev\tsentence\n-12\tFalse\tWhen was it?\n")
     clip(folder / "wav_eng/-12.wav")
     [item] = read("sd_qa", tmp_path)
-    assert item.question == "When was it?" and item.group == "aus" and item.answers == ("1920s",)
+    assert item.question == "When was it?" and item.group == "eng/aus" and item.answers == ("1920s",)
     assert len(audio.decode(item.audio[0])) == 1600
+
+
+def test_sd_qa_in_another_language(tmp_path):
+    row = {"example_id": 1, "question": "q", "answers": ["x"], "has_answer": True}
+    for language in ("swa", "kor"):
+        jsonl(tmp_path / f"dev/{language}/xyz/a.triples.jsonl", row)
+    found = read("sd_qa", tmp_path)  # without wav_*/, the clips lie beside the table
+    assert [(i.id, i.group, i.language) for i in found] == [
+        ("kor/xyz/1", "kor/xyz", "ko"),
+        ("swa/xyz/1", "swa/xyz", "sw"),
+    ]
+    assert found[0].audio == (str(tmp_path / "dev/kor/xyz/1.wav"),)
 
 
 def test_spoken_squad(tmp_path):
@@ -150,6 +173,45 @@ def test_custom_tables(tmp_path):
     assert item.answers == ("0",) and item.audio == (str(tmp_path / "x.flac"),)
 
 
+@pytest.mark.parametrize(
+    ("fields", "answers", "fault"),
+    [
+        ({"answers": {"text": ["Rome", None]}}, ("Rome",), ""),
+        ({"answers": [7, 1.5, True]}, ("7", "1.5", "True"), ""),
+        ({"answers": [None]}, (), "no answer to compare with"),
+        ({"answers": [float("nan")]}, (), "found NaN"),
+        ({"answers": {"value": "x"}}, (), "no field 'text'"),
+        ({"answers": [{"x": 1}]}, (), "no field 'text'"),
+        ({"question": ["a", "b"], "answers": "x"}, (), "expected text, found list"),
+        ({"audio": 5, "answers": "x"}, (), "its audio is neither a path nor sound, but int"),
+        ({"audio": {"path": None}, "answers": "x"}, (), "its audio is neither"),
+    ],
+)
+def test_malformed_fields_are_faults_of_their_row(tmp_path, fields, answers, fault):
+    jsonl(tmp_path / "a.jsonl", {"question": "q", **fields}, {"question": "good", "answers": "y"})
+    bad, good = TASKS["custom"].read(str(tmp_path))
+    assert good.answers == ("y",) and not good.fault
+    assert bad.answers == answers and fault in bad.fault and bool(fault) == bool(bad.fault)
+
+
+def test_rows_that_are_no_objects_are_faults(tmp_path):
+    (tmp_path / "a.jsonl").write_text("5\n[1]\n")
+    assert all("expected an object" in item.fault for item in TASKS["custom"].read(str(tmp_path)))
+
+
+def test_heads_of_tables_in_another_case(tmp_path):
+    (tmp_path / "q.csv").write_text("Audio,Question , ANSWERS\n1.wav,Which city?,Rome|Roma\n")
+    [item] = read("custom", tmp_path)
+    assert item.answers == ("Rome", "Roma") and item.question == "Which city?" and item.audio
+
+
+def test_a_hub_subset_is_its_group(tmp_path, monkeypatch):
+    row = {"prompt": "How?", "audio": {"bytes": b"x"}}
+    monkeypatch.setattr(task, "records", lambda name, split, config: iter([(f"{name}:1", row)]))
+    [item] = TASKS["voicebench_open"].read(None)
+    assert item.group == "commoneval" and item.id == "commoneval/test-1"
+
+
 def test_transcription_and_no_speech(tmp_path):
     jsonl(tmp_path / "manifest.jsonl", {"id": "a", "audio": "a.flac", "text": "It was late."})
     [item] = read("transcription", tmp_path)
@@ -163,7 +225,7 @@ def test_transcription_and_no_speech(tmp_path):
 
 
 def test_a_folder_without_the_layout_is_an_error(tmp_path):
-    with pytest.raises(LlasmError, match=r"holds no llama_questions\*\.tsv"):
+    with pytest.raises(LlasmError, match=r"holds no llama_questions_300\.tsv"):
         TASKS["llama_questions"].read(str(tmp_path))
 
 
