@@ -6,10 +6,9 @@ from pathlib import Path
 
 from llasm.errors import LlasmError
 
-from . import statistics
 from .items import Item
 from .report import gap_cells, markdown_table, number
-from .results import Run, headline, load
+from .results import Row, Run, gap, load, mean, scored
 
 
 def compare(first: Path, second: Path) -> str:
@@ -24,11 +23,11 @@ def compare(first: Path, second: Path) -> str:
             a, b = _values(ours, task, condition), _values(theirs, task, condition)
             both = [name for name in a if name in b and _same(ours.items[task][name], theirs.items[task][name])]
             if both:
-                x, y = [a[name] for name in both], [b[name] for name in both]
+                x, y = ({name: rows_of[name] for name in both} for rows_of in (a, b))
                 metric = scores["metric"]
-                means = [number(sum(values) / len(values), metric) for values in (x, y)]
+                means = [number(mean(list(values.values())), metric) for values in (x, y)]
                 left_out = len(a) + len(b) - 2 * len(both)
-                rows.append([task, condition, metric, *means, *gap_cells(statistics.paired(x, y), metric), left_out])
+                rows.append([task, condition, metric, *means, *gap_cells(gap(x, y), metric), left_out])
     if not rows:
         raise LlasmError(f"{first} and {second} share no task, condition and item")
     heads = ["task", "given", "metric", "A", "B", "A - B", "95 % interval", "p", "items", "left out"]
@@ -43,9 +42,9 @@ def _scored(run: Run) -> Run:
     return run
 
 
-def _values(run: Run, task: str, condition: str) -> dict[str, float]:
-    found = [v for v in run.verdicts if (v["task"], v["condition"]) == (task, condition) and "error" not in v]
-    return {v["id"]: x for v in found if (x := headline(run.items[task][v["id"]], v)) is not None}
+def _values(run: Run, task: str, condition: str) -> dict[str, Row]:
+    verdicts = [v for v in run.verdicts if (v["task"], v["condition"]) == (task, condition)]
+    return scored(run.items.get(task, {}), verdicts)
 
 
 def _same(one: Item, other: Item) -> bool:

@@ -104,7 +104,7 @@ def _with_fault(item: Item) -> Item:
     fault = ""
     if item.kind in ("qa", "choice", "transcription") and not any(answer.strip() for answer in item.answers):
         fault = "no answer to compare with"
-    elif item.kind == "qa" and not any(map(_readable, item.answers)):
+    elif item.kind in ("qa", "transcription") and not any(_readable(answer, item) for answer in item.answers):
         fault = f"the answer {item.answers[0]!r} has no word to compare with"
     elif item.kind == "choice" and not all(answer in item.choices for answer in item.answers):
         fault = f"the answer {item.answers[0]!r} is none of the choices {', '.join(item.choices)}"
@@ -113,7 +113,9 @@ def _with_fault(item: Item) -> Item:
     return replace(item, fault=fault)
 
 
-def _readable(answer: str) -> bool:
+def _readable(answer: str, item: Item) -> bool:
+    from llasm import asr
+
     from .scoring import readable  # which needs this module
 
-    return readable(answer)
+    return bool(asr.units(answer, item.language).strip()) if item.kind == "transcription" else readable(answer)

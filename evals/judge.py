@@ -60,21 +60,32 @@ def parse(reply: str, kind: str) -> float | None:
 class Judge:
     """Asks each question once: replies are kept, as they came, in `judge.jsonl`."""
 
-    def __init__(self, url: str, model: str, folder: Path) -> None:
+    def __init__(self, url: str, model: str, folder: Path, asks: bool = True) -> None:
+        """asks: where a reply is not there yet; else that answer stays without a judgement."""
+        self.asks = asks
         self.url, self.model, self.log = url, model, folder / "judge.jsonl"
         self._replies: dict[str, str] = {}
         if self.log.exists():
             self._replies = {row["key"]: row["reply"] for row in read_log(self.log)}
 
+    @classmethod
+    def kept(cls, folder: Path) -> Judge | None:
+        """The judge whose replies the folder holds, the last one, to be read and not asked again; None without any."""
+        rows = list(read_log(folder / "judge.jsonl")) if (folder / "judge.jsonl").exists() else []
+        return cls(rows[-1]["url"], rows[-1]["model"], folder, asks=False) if rows and "url" in rows[-1] else None
+
     def scores(self, answered: list[tuple[Item, str]]) -> list[dict[str, Any]]:
-        """{"judge": score or None, "judged": whether the reply could be read} of each (item, answer)."""
+        """{"judge": score or None, "judged": whether the reply could be read} of each (item, answer); {} unasked."""
         prompts = [prompt_for(item, answer) for item, answer in answered]
         keys = [digest([VERSION, self.url, self.model, prompt]) for prompt in prompts]
         todo = {key: prompt for key, prompt in zip(keys, prompts) if key not in self._replies}
-        if todo:
+        if todo and self.asks:
             self._ask(list(todo.items()))
-        found = [parse(self._replies[key], item.kind) for key, (item, _) in zip(keys, answered)]
-        return [{"judge": score, "judged": score is not None} for score in found]
+        found: list[dict[str, Any]] = []
+        for key, (item, _) in zip(keys, answered):
+            score = parse(self._replies[key], item.kind) if key in self._replies else None
+            found.append({"judge": score, "judged": score is not None} if key in self._replies else {})
+        return found
 
     def _ask(self, todo: list[tuple[str, str]]) -> None:
         try:
@@ -87,6 +98,7 @@ class Judge:
                 replies = server.generate([[{"role": "user", "content": text}] for _, text in batch], MAX_NEW_TOKENS)
                 for (key, _), (reply, _) in zip(batch, replies):
                     self._replies[key] = reply
-                    log.write(json.dumps({"key": key, "model": self.model, "reply": reply}, ensure_ascii=False) + "\n")
+                    row = {"key": key, "url": self.url, "model": self.model, "reply": reply}
+                    log.write(json.dumps(row, ensure_ascii=False) + "\n")
                 log.flush()
                 bar.update(len(batch))

@@ -172,7 +172,7 @@ def gap_cells(gap: Row, metric: str) -> list[Any]:
         return ["–", "–", "–", 0]
     scale, unit = (1, "") if metric.startswith("judge") else (100, " points")
     interval = "–" if gap["low"] is None else f"{scale * gap['low']:+.1f} to {scale * gap['high']:+.1f}"
-    return [f"{scale * gap['gap']:+.1f}{unit}", interval, f"{gap['p']:.3g}", gap["n"]]
+    return [f"{scale * gap['gap']:+.1f}{unit}", interval, "–" if gap["p"] is None else f"{gap['p']:.3g}", gap["n"]]
 
 
 def _milliseconds(values: list[float]) -> str:

@@ -42,7 +42,8 @@ class Planned:
 def plan(facts: Row, items: Iterable[Item]) -> list[Planned]:
     """Every (item, condition) of a run, by a key that names all that the answer depends on."""
     asked = [Condition.parse(text) for text in facts["conditions"]]
-    model, bases = facts["model"]["sha256"], facts["model"]["bases"]
+    bases = [facts["model"]["bases"], facts["model"].get("files")]
+    model = facts["model"]["sha256"]
     found = []
     for item in items:
         content = [item.task, item.id, item.question, item.typed, item.clip_hashes]
@@ -50,7 +51,7 @@ def plan(facts: Row, items: Iterable[Item]) -> list[Planned]:
             varied = condition.variation
             of_run = [
                 [bases, None if condition.kind == BASE else model],
-                facts["max_new_tokens"],
+                [facts["max_new_tokens"], facts.get("device")],
                 [facts["asr"], item.language] if condition.kind == "cascade" else None,
                 facts["noise"] if varied and varied.name == "snr" else None,
             ]
@@ -75,7 +76,7 @@ class Run:
 
 def load(out: Path) -> Run:
     """Raises LlasmError where `out` holds no finished run."""
-    facts, items = _facts(out), _items(out)
+    facts, items = facts_of(out), _items(out)
     predictions = {}
     for task in items:
         for condition in dict.fromkeys([*facts["conditions"], "text", BASE]):
@@ -88,27 +89,40 @@ def load(out: Path) -> Run:
     def rows(name: str) -> list[Row]:
         return list(read_log(out / name)) if (out / name).exists() else []
 
-    scores = json.loads((out / "scores.json").read_text(encoding="utf-8")) if (out / "scores.json").exists() else {}
+    scores = _json(out / "scores.json") if (out / "scores.json").exists() else {}
     by_id = {task: {item.id: item for item in found} for task, found in items.items()}
     return Run(out, facts, by_id, predictions, rows("verdicts.jsonl"), scores, rows("timings.jsonl"))
 
 
-def _facts(out: Path) -> Row:
+def facts_of(out: Path) -> Row:
+    """What run.json holds. Raises LlasmError where it is not there or is broken."""
+    if not (out / "run.json").exists():
+        raise LlasmError(f"{out}: no run.json, so this is no folder of llasm eval")
+    facts = _json(out / "run.json")
+    if missing := [name for name in ("format", "data", "model", "conditions", "settings") if name not in facts]:
+        raise LlasmError(f"{out}/run.json: is broken, without {', '.join(missing)}; choose another --out")
+    return facts
+
+
+def _json(file: Path) -> Row:
     try:
-        return json.loads((out / "run.json").read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise LlasmError(f"{out}: no readable run.json, so this is no folder of llasm eval") from error
+        raise LlasmError(f"{file}: is broken ({error})") from error
+    if not isinstance(found, dict):
+        raise LlasmError(f"{file}: is broken: no object")
+    return found
 
 
 def _items(out: Path) -> dict[str, list[Item]]:
     """By task, in the order they were asked."""
-    tasks = _facts(out)["data"]
+    tasks = facts_of(out)["data"]
     return {task: [from_row(row) for row in read_log(out / "items" / f"{task}.jsonl")] for task in tasks}
 
 
 def assemble(out: Path) -> int:
     """Puts the log's answers in the items' order, if all are there; returns how many are missing."""
-    facts = _facts(out)
+    facts = facts_of(out)
     keyed = plan(facts, [item for found in _items(out).values() for item in found])
     answers: dict[str, Row] = {}
     latencies = []
@@ -195,41 +209,39 @@ def summarised(verdicts: list[Row], items: dict[str, dict[str, Item]]) -> Row:
     summary: Row = {}
     for task, by_condition in places.items():
         kind = next(iter(items[task].values())).kind
-        values = {
-            name: {v["id"]: x for v in rows if (x := headline(items[task][v["id"]], v)) is not None}
-            for name, rows in by_condition.items()
-        }
+        values = {name: scored(items[task], rows) for name, rows in by_condition.items()}
         summary[task] = {
             "metric": METRICS[kind],
             "conditions": {name: _of_condition(rows, values[name]) for name, rows in by_condition.items()},
-            "gaps": {f"{a} - {b}": _gap(values[a], values[b]) for a, b in _compared(list(by_condition))},
+            "gaps": {f"{a} - {b}": gap(values[a], values[b]) for a, b in _compared(list(by_condition))},
         }
     return summary
 
 
-def _of_condition(rows: list[Row], values: dict[str, float]) -> Row:
+def _of_condition(rows: list[Row], values: dict[str, Row]) -> Row:
     """Counts and means of one condition; errors are counted, and are in no mean."""
-    scored = [row for row in rows if "error" not in row]
-    found: Row = {"n": len(scored), "errors": len(rows) - len(scored)}
-    if any("errors" in row for row in scored):
-        found["score"] = statistics.ratio_interval([r["errors"] for r in scored], [r["units"] for r in scored])
+    answered = [row for row in rows if "error" not in row]
+    found: Row = {"n": len(answered), "errors": len(rows) - len(answered)}
+    if any("units" in row for row in values.values()):
+        parts, wholes = ([row[name] for row in values.values()] for name in ("errors", "units"))
+        found["score"] = statistics.ratio_interval(parts, wholes)
     elif values:
-        found["score"] = statistics.mean_interval(list(values.values()))
+        found["score"] = statistics.mean_interval([row["value"] for row in values.values()])
     for name in ("exact", "f1", "refused", "empty"):
-        if any(name in row for row in scored):
-            found[name] = sum(row.get(name, 0) for row in scored) / len(scored)
-    if any("parsed" in row for row in scored):
-        choices = [row for row in scored if "parsed" in row]
+        if any(name in row for row in answered):
+            found[name] = sum(row.get(name, 0) for row in answered) / len(answered)
+    if any("parsed" in row for row in answered):
+        choices = [row for row in answered if "parsed" in row]
         found["parse_failures"] = sum(not row["parsed"] for row in choices) / len(choices)
-    if any("judged" in row for row in scored):
-        asked = [row for row in scored if "judged" in row]
+    if any("judged" in row for row in answered):
+        asked = [row for row in answered if "judged" in row]
         read = [row["judge"] for row in asked if row["judged"]]
         found["judge"] = statistics.mean_interval(read) if read else None
         found["judge_failures"] = len(asked) - len(read)
     groups = sorted({row["group"] for row in rows})
     if len(groups) > 1:
         by_group = {g: [values[r["id"]] for r in rows if r["group"] == g and r["id"] in values] for g in groups}
-        found["groups"] = {g: {"n": len(x), "score": sum(x) / len(x)} for g, x in by_group.items() if x}
+        found["groups"] = {g: {"n": len(x), "score": mean(x)} for g, x in by_group.items() if x}
     return found
 
 
@@ -247,7 +259,30 @@ def _compared(names: list[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _gap(first: dict[str, float], second: dict[str, float]) -> Row:
-    """Over the items that both have."""
+def scored(items: dict[str, Item], verdicts: list[Row]) -> dict[str, Row]:
+    """The verdicts that have a headline, by id, which is with them as `value`."""
+    found = {}
+    for row in verdicts:
+        value = headline(items[row["id"]], row) if "error" not in row else None
+        if value is not None:
+            found[row["id"]] = {**row, "value": value}
+    return found
+
+
+def mean(rows: list[Row]) -> float:
+    """Of scored verdicts; an error rate is one of all their words together."""
+    if all("units" in row for row in rows):
+        return float(sum(row["errors"] for row in rows) / sum(row["units"] for row in rows))
+    return float(sum(row["value"] for row in rows) / len(rows))
+
+
+def gap(first: dict[str, Row], second: dict[str, Row]) -> Row:
+    """Of scored verdicts, over the items that both have."""
     both = [name for name in first if name in second]
-    return statistics.paired([first[n] for n in both], [second[n] for n in both]) if both else {"n": 0}
+    if not both:
+        return {"n": 0}
+    ours, theirs = [first[name] for name in both], [second[name] for name in both]
+    if all("units" in row for row in (*ours, *theirs)):  # of the same words under both
+        x, y = ([row["errors"] for row in rows] for rows in (ours, theirs))
+        return statistics.paired_ratio(x, y, [row["units"] for row in ours])
+    return statistics.paired([row["value"] for row in ours], [row["value"] for row in theirs])

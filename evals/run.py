@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
@@ -42,7 +43,17 @@ from .voiced import voice_identity, voiced
 PACKAGES = ("llasm", "torch", "transformers", "openai-whisper", "numpy", "scipy", "soxr")
 # Of run.json: another of these would be another run. Versions and revision are only told, and where model and data
 # lie does not matter: their hashes are compared.
-IDENTITY = ("format", "conditions", "max_new_tokens", "model", "data", "asr", "voice", "noise")
+IDENTITY = ("format", "conditions", "max_new_tokens", "model", "data", "asr", "voice", "noise", "device")
+# What a model's answers depend on beside its weights: its template, tokenizer and settings.
+_SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*processor*.json",
+    "chat_template*",
+    "*token*",
+    "vocab*",
+    "merges.txt",
+)
 
 
 def evaluate(settings: Settings) -> Path:
@@ -61,22 +72,26 @@ def evaluate(settings: Settings) -> Path:
         if task not in planned:
             raise LlasmError(f"task {task}: nothing to ask under conditions {settings.conditions}")
     with _claimed(out, log):
-        _write_plan(out, facts, items)
+        with _alone(out):
+            _write_plan(out, facts, items)
         mine = results.plan(facts, items[index::n_parts])
         _answer(settings, mine, log, logs)
-        missing = results.assemble(out)
+        with _alone(out):
+            missing = results.assemble(out)
+            if not missing:
+                finish(out, _judge(settings.judge_url, settings.judge_model, out), items)
         if missing:
             print(f"llasm: shard {settings.shard} is done; {missing} answers of others are missing", file=sys.stderr)
-            return out
-        finish(out, _judge(settings.judge_url, settings.judge_model, out), items)
     return out
 
 
 def rescore(out: Path, judge_url: str | None, judge_model: str) -> Path:
     """Scores and report of a folder whose answers are all there; no model, no data."""
-    if (out / "events").exists() and (missing := results.assemble(out)):
-        raise LlasmError(f"{out}: {missing} answers are missing; run the other shards, or llasm eval … --resume")
-    finish(out, _judge(judge_url, judge_model, out), [])
+    results.facts_of(out)
+    with _alone(out):
+        if any((out / "events").glob("*.jsonl")) and (missing := results.assemble(out)):
+            raise LlasmError(f"{out}: {missing} answers are missing; run the other shards, or llasm eval … --resume")
+        finish(out, _judge(judge_url, judge_model, out), [])
     return out
 
 
@@ -93,7 +108,7 @@ def finish(out: Path, judge: Judge | None, items: list[Item]) -> None:
 
 
 def _judge(url: str | None, model: str, out: Path) -> Judge | None:
-    return Judge(url, model, out) if url else None
+    return Judge(url, model, out) if url else Judge.kept(out)
 
 
 def items_of(settings: Settings, task: str) -> list[Item]:
@@ -127,7 +142,7 @@ def run_facts(settings: Settings) -> dict[str, Any]:
     conditions = settings.all_conditions()
     asked = ("model", "task", "data", "conditions", "asr", "voice", "snr", "noise", "speed", "telephone")
     facts: dict[str, Any] = {
-        "format": 1,
+        "format": 2,
         "settings": {name: getattr(settings, name) for name in (*asked, "limit")},
         "max_new_tokens": settings.max_new_tokens,
         "conditions": [str(condition) for condition in conditions],
@@ -135,15 +150,18 @@ def run_facts(settings: Settings) -> dict[str, Any]:
         "asr": "",
         "voice": "",
         "noise": "",
+        "device": _device(),
         "versions": {name: _version(name) for name in PACKAGES},
         "git": _git_revision(),
     }
     if any(condition.kind == "cascade" for condition in conditions):
-        facts["asr"] = weights.content_hash(weights.resolve(settings.asr))
+        directory = Path(weights.resolve(settings.asr))
+        facts["asr"] = digest([weights.content_hash(directory), _small_files(directory)])
     if any(condition.hears for condition in conditions):
         facts["voice"] = voice_identity(settings.voice)
     if settings.noise is not None and settings.snr is not None:
-        facts["noise"] = digest([[file.name, file.stat().st_size] for file in noise_files(settings.noise)])
+        files = noise_files(settings.noise)
+        facts["noise"] = digest([[file.name, sha256(file.read_bytes()).hexdigest()] for file in files])
     return facts
 
 
@@ -155,7 +173,20 @@ def _model_facts(name: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise LlasmError(f"{directory}: no readable config.json, so this is not a llasm checkpoint") from error
     bases = {part: base["sha256"] for part, base in (config.get("bases") or {}).items()}
-    return {"sha256": weights.content_hash(directory), "bases": bases}
+    return {"sha256": weights.content_hash(directory), "files": _small_files(directory), "bases": bases}
+
+
+def _small_files(directory: Path) -> str:
+    """A hash of what lies beside the weights and changes answers."""
+    files = sorted({file for pattern in _SMALL_FILES for file in directory.glob(pattern) if file.is_file()})
+    return digest([[file.name, sha256(file.read_bytes()).hexdigest()] for file in files])
+
+
+def _device() -> str:
+    """Type and precision that `chat.load` chooses here: answers may differ with them."""
+    import torch
+
+    return "cuda bfloat16" if torch.cuda.is_available() else "cpu float32"
 
 
 def _version(package: str) -> str | None:
@@ -198,17 +229,25 @@ def _claimed(out: Path, log: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """One shard at a time: two that begin or end together write the same files."""
+    (out / "events").mkdir(parents=True, exist_ok=True)
+    with FileLock(out / "events" / "folder.lock"):
+        yield
+
+
 def _write_plan(out: Path, facts: dict[str, Any], items: list[Item]) -> None:
     """run.json and the items; refuses a folder that holds another run."""
     file = out / "run.json"
     if file.exists():
-        there = json.loads(file.read_text(encoding="utf-8"))
+        there = results.facts_of(out)
         for name in IDENTITY:
-            if there[name] != facts[name]:
+            if there.get(name) != facts[name]:
                 raise LlasmError(
-                    f"{out}: was run with {name} {_difference(there[name], facts[name])}; choose another --out"
+                    f"{out}: was run with {name} {_difference(there.get(name), facts[name])}; choose another --out"
                 )
-        if there["versions"] != facts["versions"] or there["git"] != facts["git"]:
+        if any(there.get(name) != facts[name] for name in ("versions", "git")):
             print("llasm: note: going on with a run that other versions began; see run.json", file=sys.stderr)
         return
     (out / "items").mkdir(exist_ok=True)

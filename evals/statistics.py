@@ -29,9 +29,11 @@ def mean_interval(values: ArrayLike) -> tuple[float, float | None, float | None]
     return mean, *_bca((x,), lambda x, axis: x.mean(axis=axis))
 
 
-def ratio_interval(parts: ArrayLike, wholes: ArrayLike) -> tuple[float, float | None, float | None]:
+def ratio_interval(parts: ArrayLike, wholes: ArrayLike) -> tuple[float | None, float | None, float | None]:
     """(Σ parts / Σ wholes, low, high), such as a word error rate over utterances; items are resampled in pairs."""
     a, b = np.asarray(parts, float), np.asarray(wholes, float)
+    if not b.sum():
+        return None, None, None
     ratio = float(a.sum() / b.sum())
     if np.all(a * b.sum() == b * a.sum()):
         return ratio, None, None
@@ -39,33 +41,59 @@ def ratio_interval(parts: ArrayLike, wholes: ArrayLike) -> tuple[float, float | 
 
 
 def paired(ours: ArrayLike, theirs: ArrayLike) -> dict[str, float | None]:
-    """The mean difference over the same items, its BCa interval and a two-sided p value.
+    """The mean difference over the same items, its BCa interval and a two-sided p value (None for fewer than two).
 
-    p is McNemar's exact test (1947) where every value is 0 or 1, else the test that swaps the two at random.
+    p is McNemar's exact test (1947) where every value is 0 or 1, else the test that swaps the two at random. Where the
+    two are alike in every item, the interval is what the exact bound on the share of unlike ones leaves open; where
+    the values are not only 0 and 1, there is none.
     """
     a, b = np.asarray(ours, float), np.asarray(theirs, float)
     difference = a - b
+    found: dict[str, float | None] = {"gap": float(difference.mean()) if len(a) else None, "low": None, "high": None}
+    found |= {"p": None, "n": len(a)}
+    if len(a) < 2:
+        return found
+    binary = bool(np.isin(np.concatenate([a, b]), (0, 1)).all())
     if not difference.any():
-        return {"gap": 0.0, "low": 0.0, "high": 0.0, "p": 1.0, "n": len(a)}
-    low: float | None
-    high: float | None
-    if np.all(difference == difference[0]):
-        low = high = None  # no spread to resample
-    else:
-        low, high = _bca((difference,), lambda x, axis: x.mean(axis=axis))
-    if np.isin(np.concatenate([a, b]), (0, 1)).all():
+        found["p"] = 1.0
+        if binary:
+            from scipy.stats import binomtest
+
+            bound = float(binomtest(0, len(a)).proportion_ci(CONFIDENCE, "exact").high)
+            found["low"], found["high"] = -bound, bound
+        return found
+    if not np.all(difference == difference[0]):  # else there is no spread to resample
+        found["low"], found["high"] = _bca((difference,), lambda x, axis: x.mean(axis=axis))
+    if binary:
         from scipy.stats import binomtest
 
         wins, losses = int((difference > 0).sum()), int((difference < 0).sum())
-        p = float(binomtest(wins, wins + losses).pvalue)
+        found["p"] = float(binomtest(wins, wins + losses).pvalue)
     else:
-        from scipy.stats import permutation_test
+        found["p"] = _swapped(difference)
+    return found
 
-        found = permutation_test(
-            (difference,), np.mean, permutation_type="samples", n_resamples=N_RESAMPLES, rng=SEED, batch=1000
-        )
-        p = float(found.pvalue)
-    return {"gap": float(difference.mean()), "low": low, "high": high, "p": p, "n": len(a)}
+
+def paired_ratio(ours: ArrayLike, theirs: ArrayLike, wholes: ArrayLike) -> dict[str, float | None]:
+    """As `paired`, of the difference of two ratios over the same items: (Σ ours - Σ theirs) / Σ wholes.
+
+    Both ratios are resampled together, an item at a time.
+    """
+    difference = np.asarray(ours, float) - np.asarray(theirs, float)
+    gap, low, high = ratio_interval(difference, wholes)
+    if len(difference) < 2:
+        return {"gap": gap, "low": None, "high": None, "p": None, "n": len(difference)}
+    p = _swapped(difference) if difference.any() else 1.0
+    return {"gap": gap, "low": low, "high": high, "p": p, "n": len(difference)}
+
+
+def _swapped(difference: np.ndarray) -> float:
+    from scipy.stats import permutation_test
+
+    found = permutation_test(
+        (difference,), np.mean, permutation_type="samples", n_resamples=N_RESAMPLES, rng=SEED, batch=1000
+    )
+    return float(found.pvalue)
 
 
 def _bca(data: tuple[np.ndarray, ...], statistic: Any) -> tuple[float | None, float | None]:
@@ -85,4 +113,4 @@ def _bca(data: tuple[np.ndarray, ...], statistic: Any) -> tuple[float | None, fl
             rng=SEED,
         )
     low, high = (float(end) for end in found.confidence_interval)
-    return (None, None) if np.isnan(low) or np.isnan(high) else (low, high)
+    return (low, high) if np.isfinite([low, high]).all() else (None, None)

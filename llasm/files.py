@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from llasm.errors import LlasmError
+
 
 def write_whole(path: Path, text: str) -> None:
     """A text file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    # A name of its own: another process may be writing the same file.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def jsonl(rows: Iterable[Any]) -> str:
@@ -30,8 +37,15 @@ def open_log(path: Path) -> TextIO:
 
 
 def read_log(path: Path) -> Iterator[Any]:
-    """The whole lines of a log that another process may be writing."""
-    with open(path, "rb") as log:
-        for line in log:
-            if line.endswith(b"\n"):
-                yield json.loads(line)
+    """The whole lines of a log that another process may be writing. Raises LlasmError where one cannot be read."""
+    number = 0
+    try:
+        with open(path, "rb") as log:
+            for line in log:
+                number += 1
+                if line.endswith(b"\n"):
+                    yield json.loads(line)
+    except FileNotFoundError as error:
+        raise LlasmError(f"{path}: no such file") from error
+    except ValueError as error:
+        raise LlasmError(f"{path}:{number}: not JSON ({error})") from error

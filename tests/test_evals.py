@@ -135,6 +135,26 @@ def test_another_run_is_not_mixed_into_a_folder(tmp_path, monkeypatch):
         evaluated(data, out, resume=True)
 
 
+def test_what_answers_depend_on_beside_weights_is_part_of_the_run(tmp_path, monkeypatch):
+    data = questions(tmp_path / "data", 2)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/chat_template.jinja").write_text("{{ messages }}")
+    before = run._small_files(tmp_path / "model")
+    (tmp_path / "model/chat_template.jinja").write_text("{{ other }}")
+    assert run._small_files(tmp_path / "model") != before
+    (tmp_path / "noise").mkdir()
+    soundfile.write(tmp_path / "noise/a.wav", np.full(800, 0.1, np.float32), 16000)
+    use(monkeypatch, gold)
+    out = evaluated(data, tmp_path / "out", snr="5", noise=str(tmp_path / "noise"))
+    soundfile.write(tmp_path / "noise/a.wav", np.full(800, 0.2, np.float32), 16000)  # as many bytes
+    with pytest.raises(LlasmError, match="run with noise"):
+        evaluated(data, out, snr="5", noise=str(tmp_path / "noise"), resume=True)
+    out = evaluated(data, tmp_path / "plain")
+    monkeypatch.setattr(run, "_device", lambda: "another")
+    with pytest.raises(LlasmError, match="run with device"):
+        evaluated(data, out, resume=True)
+
+
 def test_moved_data_are_the_same_data(tmp_path, monkeypatch):
     data = questions(tmp_path / "data", 3)
     model = use(monkeypatch, gold)
@@ -292,6 +312,28 @@ def test_a_repeated_id_is_refused(tmp_path, monkeypatch):
         evaluated(data, tmp_path / "out")
 
 
+def test_a_broken_folder_is_one_line(tmp_path, monkeypatch, capsys):
+    data = questions(tmp_path / "data", 2)
+    use(monkeypatch, gold)
+    out = evaluated(data, tmp_path / "out", conditions="text")
+    (out / "items/custom.jsonl").rename(tmp_path / "custom.jsonl")
+    capsys.readouterr()
+    assert main(["eval", "score", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "items/custom.jsonl: no such file" in error
+    for broken in ("{", "[]", "{}"):
+        (out / "run.json").write_text(broken)
+        with pytest.raises(LlasmError, match="is broken"):
+            evaluated(data, out, conditions="text", resume=True)
+
+
+def test_one_question_is_scored_without_a_test(tmp_path, monkeypatch):
+    use(monkeypatch, gold)
+    out = evaluated(questions(tmp_path / "data", 1), tmp_path / "out")
+    assert scores_of(out)["gaps"]["speech - text"] == {"gap": 0.0, "low": None, "high": None, "p": None, "n": 1}
+    assert "NaN" not in (out / "scores.json").read_text()
+
+
 def test_a_run_in_which_nothing_could_be_answered_is_an_error(tmp_path, monkeypatch):
     data = questions(tmp_path / "data", 2)
     for i in range(2):
@@ -324,7 +366,8 @@ def test_a_judge_s_replies_are_kept_and_unreadable_ones_are_no_score(tmp_path, m
     assert found["judge"][0] == 0.5 and found["judge_failures"] == 2 and len(asked) == 4
     assert {row["reply"] for row in lines(out / "judge.jsonl")} >= {"hard to say", "CORRECT"}
     run.rescore(out, "http://localhost:1/v1", "judge")
-    assert len(asked) == 4
+    run.rescore(out, None, "judge")  # as it was judged before
+    assert len(asked) == 4 and scores_of(out)["conditions"]["text"]["judge_failures"] == 2
 
 
 @pytest.mark.parametrize(

@@ -204,3 +204,23 @@ def test_paired_tests():
     graded = statistics.paired([3.0, 4, 5, 4, 5, 4, 3, 5], [1.0, 2, 3, 1, 2, 2, 2, 1])
     assert graded["p"] == pytest.approx(2 / 2**8)
     assert statistics.ratio_interval([1, 0, 2, 0], [5, 5, 5, 5])[0] == pytest.approx(0.15)
+
+
+def test_too_few_or_identical_answers_give_no_false_certainty():
+    assert statistics.paired([1], [0]) == {"gap": 1.0, "low": None, "high": None, "p": None, "n": 1}
+    assert statistics.paired([2.0], [2.0])["p"] is None
+    alike = statistics.paired(np.ones(10), np.ones(10))
+    assert alike["gap"] == 0 and alike["high"] == -alike["low"] == pytest.approx(1 - 0.025**0.1)
+    assert statistics.paired([3.0, 4], [3.0, 4])["low"] is None
+    assert statistics.ratio_interval([1, 0], [0, 0]) == (None, None, None)
+
+
+def test_the_gap_of_error_rates_is_one_of_all_words():
+    found = statistics.paired_ratio([1, 0, 0, 2, 0, 1], [0, 0, 0, 0, 0, 0], [1, 100, 50, 10, 3, 36])
+    assert found["gap"] == pytest.approx(4 / 200) and found["low"] < 0.02 < found["high"] and found["p"] > 0.05
+    assert statistics.paired_ratio([1], [0], [4]) == {"gap": 0.25, "low": None, "high": None, "p": None, "n": 1}
+
+
+def test_words_of_which_nothing_is_left_cannot_be_repeated():
+    [item] = checked([Item(id="1", task="t", kind="transcription", question="q", answers=("?!",))])
+    assert "no word" in item.fault
