@@ -42,8 +42,9 @@ class Planned:
 def plan(facts: Row, items: Iterable[Item]) -> list[Planned]:
     """Every (item, condition) of a run, by a key that names all that the answer depends on."""
     asked = [Condition.parse(text) for text in facts["conditions"]]
-    bases = [facts["model"]["bases"], facts["model"].get("files")]
-    model = facts["model"]["sha256"]
+    model, bases, limit = facts["model"]["sha256"], facts["model"]["bases"], facts["max_new_tokens"]
+    if facts["format"] > 1:  # answers of older runs can still be scored again
+        bases, limit = [bases, facts["model"].get("files")], [limit, facts["device"]]
     found = []
     for item in items:
         content = [item.task, item.id, item.question, item.typed, item.clip_hashes]
@@ -51,7 +52,7 @@ def plan(facts: Row, items: Iterable[Item]) -> list[Planned]:
             varied = condition.variation
             of_run = [
                 [bases, None if condition.kind == BASE else model],
-                [facts["max_new_tokens"], facts.get("device")],
+                limit,
                 [facts["asr"], item.language] if condition.kind == "cascade" else None,
                 facts["noise"] if varied and varied.name == "snr" else None,
             ]
@@ -99,8 +100,9 @@ def facts_of(out: Path) -> Row:
     if not (out / "run.json").exists():
         raise LlasmError(f"{out}: no run.json, so this is no folder of llasm eval")
     facts = _json(out / "run.json")
-    if missing := [name for name in ("format", "data", "model", "conditions", "settings") if name not in facts]:
-        raise LlasmError(f"{out}/run.json: is broken, without {', '.join(missing)}; choose another --out")
+    needed = ("format", "data", "model", "conditions", "settings", "max_new_tokens", "asr", "noise")
+    if missing := [name for name in needed if name not in facts]:
+        raise LlasmError(f"{out}/run.json: is broken or of another version, without {', '.join(missing)}")
     return facts
 
 

@@ -26,7 +26,8 @@ _REFUSALS = re.compile(
     r"^(?:(?:well|so|oh|hmm|unfortunately|i am sorry|i am afraid|sorry|apologies|i apologi[sz]e)\W+"
     r"(?:but |for \w+ \w+ )?)*(?:as an? (?:ai|artificial intelligence|(?:large )?language model)"
     r"|i (?:do not|really do not|don t) (?:know|have|understand)"
-    r"|i (?:cannot|can not|could not|am not able|am unable|am not sure|am not certain|am not familiar)"
+    r"|i (?:cannot(?! (?:believe|wait|help but))|can not|could not"
+    r"|am not able|am unable|am not sure|am not certain|am not familiar)"
     r"|i have no (?:idea|information|answer|knowledge)|no idea|it is (?:unclear|unknown)"
     r"|there is not enough|not enough information|i would need more)\b"
 )
@@ -143,7 +144,9 @@ def contains(answer: str, aliases: tuple[str, ...]) -> bool:
 def _readings(answer: str) -> list[str]:
     """The answer as it is, and as it may be meant: "It is not. It is in Rome."; "Rome's Colosseum"."""
     end = r"\s*(?:[.!?;:](?=\s|$)|,(?=\s*(?:but|it|he|she|they)\b))"
-    undenied = re.sub(rf"(?:\bnot|n['’]t|\bnever)(?: (?:it|that|so|him|her|there))?(?={end})", "", answer)
+    undenied = re.sub(
+        rf"(?:\bnot|n['’]t|\bnever)(?: (?:think|believe))?(?: (?:it|that|so|him|her|there))?(?={end})", "", answer
+    )
     return list(dict.fromkeys([answer, undenied, re.sub(r"['’]s\b", "", answer)]))
 
 
@@ -181,7 +184,7 @@ def _is_short(alias: str) -> bool:
 def _short_held(answer: str, alias: str) -> bool:
     plain = alias.replace(".", "").strip()
     answer = re.sub(r"\b(?:[^\W\d_]\.){2,}", lambda found: found[0].replace(".", ""), answer)
-    for found in re.finditer(rf"(?<![\w'’]){plain}(?![\w'’])", answer):
+    for found in re.finditer(rf"(?<![\w'’]){plain}(?!\w|['’](?!s\b))", answer):
         opens = not answer[: found.start()].strip() or bool(re.search(r"[.!?:]\W*$", answer[: found.start()]))
         follows = re.match(r"\s+[a-z]", answer[found.end() :])
         ambiguous = plain.lower() in _WORDS and (plain == "I" or (opens and (len(plain) == 1 or not plain.isupper())))
@@ -238,7 +241,7 @@ def _letters(answer: str, choices: dict[str, str]) -> set[str]:
     verbs = r"(?:think|say|choose|pick|guess|believe|select|go with|go for)"
     points = [
         rf"(?i:\b(?:answer|option|choice|letter|choose|pick|maybe|probably|definitely)\b)"
-        rf"(?i:\s+(?:is|was|would be|should be|must be))?\s*[:：]?\s*"
+        rf"(?i:\s+(?:is|was|would be|should be|must be))?[\s*]*[:：]?[\s*]*"
         rf"(?i:(?:option|choice|letter)\s+)?{mark}({large}){end}",
         rf"(?i:\b(?:it|that|this)(?:['’]s|['’]d be| is| would be| must be| should be)\s+(?:definitely |probably )?"
         rf"(?:option |choice |letter )?){mark}({large}){end}",
@@ -247,7 +250,8 @@ def _letters(answer: str, choices: dict[str, str]) -> set[str]:
         rf"(?<![\w.])({large})(?i:[\"”'’)*]*\s+(?:is|would be|seems|must be)\s+(?:the\s+)?"
         rf"(?:correct|right|true|best|answer|most|my))\b",
         rf"^\W*({large})[\"”'’)*]*\s+(?:because|since)\b",
-        rf"[(（\[【]\s*({large})\s*[)）\]】]|\*({large})[.:]?\*",
+        rf"^\W*({large})\W*\n|\n\W*({large})\W*$",
+        rf"[(（\[【{{]\s*({large})\s*[)）\]】}}]|\*({large})[.:]?\*",
         rf"^\W*[(（\[]({small})[)）\]]|[(（\[]({small})[)）\]]\W*$",
         rf"^\W*({small})\)\s",
         rf"(?i:\b(?:answer|option|choice)(?: is)?\s*:?\s*)[\"'(]?({small})\W*$",

@@ -81,6 +81,10 @@ def test_verdicts_agree_with_those_made_by_hand(case):
         ("答案不是B", None),
         ("我的血型是B型", None),
         ("选A和B", None),
+        ("**Answer:** B", "B"),
+        ("B\n\nBecause it is old.", "B"),
+        ("A\nB\nC\nD", None),
+        ("It is old.\n\n$\\boxed{B}$", "B"),
     ],
 )
 def test_a_choice_is_read_and_never_guessed(answer, label):
