@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from llasm.files import write_whole
+
 from .data import Sample
 from .preflight import Plan
 from .recipe import Recipe
@@ -26,9 +28,7 @@ def write_results(
     _plot(log, output / "loss.png")
     (output / "README.md").write_text(_card(recipe, output, bases, plan, figures), encoding="utf-8")
     metrics = json.dumps({**figures, "log": log}, indent=1, ensure_ascii=False)
-    partial = output / f".{METRICS}.part"
-    partial.write_text(metrics + "\n", encoding="utf-8")
-    partial.replace(output / METRICS)  # the last of all: it says that the run is whole
+    write_whole(output / METRICS, metrics + "\n")  # the last of all: it says that the run is whole
 
 
 def _plot(log: list[dict[str, Any]], path: Path) -> None:

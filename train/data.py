@@ -140,8 +140,6 @@ def split(samples: list[Sample], n_held_out: int, seed: int) -> tuple[list[Sampl
 
 def pad_frames(frames: list[Tensor]) -> tuple[Tensor, Tensor]:
     """[T_i, D] each → [B, max T, D] and the counts [B]."""
-    if not frames:
-        return torch.zeros(0, 0, 0), torch.zeros(0, dtype=torch.long)
     counts = torch.tensor([len(f) for f in frames])
     return torch.nn.utils.rnn.pad_sequence(frames, batch_first=True), counts
 

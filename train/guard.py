@@ -8,13 +8,13 @@ lie where the LLM is sure, and hold just that.
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 from tqdm import tqdm
 
 from llasm import weights
 from llasm.errors import LlasmError
+from llasm.files import write_whole
 from llasm.generator import LocalGenerator
 
 from .conversation import Rendered, Renderer
@@ -32,9 +32,7 @@ def guard_texts(model: Any, processor: Any, renderer: Renderer) -> tuple[list[Re
     if not file.exists():
         written = _write(LocalGenerator(model, processor.tokenizer, digest))
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f"{file.name}.{os.getpid()}.part")
-        partial.write_text(json.dumps(written, ensure_ascii=False), encoding="utf-8")
-        partial.replace(file)
+        write_whole(file, json.dumps(written, ensure_ascii=False))
     conversations = [
         renderer([_message("user", asked), _message("assistant", answer)], truncated)
         for asked, answer, truncated in json.loads(file.read_text(encoding="utf-8"))

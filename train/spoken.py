@@ -14,8 +14,8 @@ width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
-from hashlib import sha256
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llasm.adapter import Aligner
+from llasm.draws import draw, seed_of
 from llasm.errors import LlasmError
 from llasm.features import FeatureCache
 from llasm.modeling_llasm import flatten
@@ -37,9 +38,8 @@ REPEAT_PROMPTS = (
     "Write down exactly what you heard.",
     "Say that back to me.",
 )
-GUARD_SHARE = (
-    0.25  # of the samples that bring a text to guard: enough to hold typed chat, and it costs what a sample does
-)
+# Samples that bring a typed text along: each costs as much as a sample does.
+GUARD_SHARE = 0.25
 # Positions whose logits are held at once: 2,048 over a vocabulary of 128k are 1 GB in float32.
 LOGIT_ROWS = 2048
 
@@ -49,10 +49,10 @@ def as_repetition(sample: Sample, share: float, seed: int) -> tuple[Messages, bo
 
     Returns (messages, whether the last message was cut off).
     """
-    draw = int.from_bytes(sha256(f"repeat/{seed}/{sample.id}".encode()).digest()[:8], "big")
-    if draw / 2**64 >= share or not sample.texts[0]:  # nothing was said, or nobody knows what
+    key = f"repeat/{seed}/{sample.id}"
+    if draw(key) >= share or not sample.texts[0]:  # nothing was said, or nobody knows what
         return sample.messages, sample.truncated
-    wish = {"type": "text", "text": REPEAT_PROMPTS[draw % len(REPEAT_PROMPTS)]}
+    wish = {"type": "text", "text": REPEAT_PROMPTS[seed_of(key) % len(REPEAT_PROMPTS)]}
     answer = [{"type": "text", "text": sample.texts[0]}]
     return [
         {"role": "user", "content": [{"type": "audio"}, wish]},
@@ -113,8 +113,8 @@ class SpokenCollator:
 
     def _guard_for(self, sample: Sample, epoch: int) -> Rendered | None:
         # Drawn by sample and epoch, so that a resumed run sees the same, on any number of processes.
-        draw = int.from_bytes(sha256(f"guard/{self.seed}/{epoch}/{sample.id}".encode()).digest()[:8], "big")
-        return self.guard[draw % len(self.guard)] if draw / 2**64 < self.guard_share else None
+        key = f"guard/{self.seed}/{epoch}/{sample.id}"
+        return self.guard[seed_of(key) % len(self.guard)] if draw(key) < self.guard_share else None
 
     @staticmethod
     def _counts(batch: dict[str, Any]) -> dict[str, int]:
@@ -203,15 +203,20 @@ class SpokenModel(nn.Module):
         rest = iter(n_heard)
         rows = []
         for conversation in conversations:
-            is_audio = conversation.ids == self.llasm.config.audio_token_id
-            repeats = torch.ones_like(conversation.ids)
-            repeats[is_audio] = repeats.new_tensor([next(rest) for _ in range(int(is_audio.sum()))])
+            repeats = self._repeats(conversation.ids, rest)
             pairs = (conversation.ids, conversation.learned)
             rows.append(Rendered(*(values.repeat_interleave(repeats) for values in pairs)))
         hidden = self._states([row.ids for row in rows], audio)
         where = [row.learned.nonzero()[:, 0] - 1 for row in rows]
         picked = torch.cat([states[w] for states, w in zip(hidden, where, strict=True)])
         return picked, torch.cat([row.answer for row in rows])
+
+    def _repeats(self, ids: Tensor, n_heard: Iterator[int]) -> Tensor:
+        """[L] how often each token stands: a placeholder as often as its clip was heard as a token."""
+        is_audio = ids == self.llasm.config.audio_token_id
+        repeats = torch.ones_like(ids)
+        repeats[is_audio] = repeats.new_tensor([next(n_heard) for _ in range(int(is_audio.sum()))])
+        return repeats
 
     def _states(self, rows: list[Tensor], audio: Tensor | None) -> Tensor:
         """Token ids [L_i] each → the LLM's last hidden states [B, max L, H]; padding stands on the right."""
@@ -276,9 +281,7 @@ class SpokenModel(nn.Module):
             start = int((~learned).nonzero()[-1]) + 1
             prompt = before[:start]
             clips = int((prompt == self.llasm.config.audio_token_id).sum())
-            repeats = torch.ones_like(prompt)
-            repeats[prompt == self.llasm.config.audio_token_id] = repeats.new_tensor([next(rest) for _ in range(clips)])
-            ids = prompt.repeat_interleave(repeats)[None]
+            ids = prompt.repeat_interleave(self._repeats(prompt, rest))[None]
             parts = [next(given) for _ in range(clips)]
             output = self.llasm.generate(
                 input_ids=ids,
