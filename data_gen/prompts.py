@@ -1,11 +1,13 @@
 """Public question and instruction texts → the prompts that the embedded default learns from.
 
-    python -m llasm.data_gen.prompts TEXT_DIR OUT_DIR [--ground N] [--align N]
+    python -m llasm.data_gen.prompts TEXT_DIR OUT_DIR [--wordnet DIR] [--speech DIR] [--ground N] [--align N]
 
-TEXT_DIR holds `qa/*.jsonl` and `instructions/*` as their authors publish them (sources and licences are
-kept in every row's `meta`). Writes `ground.jsonl` and `align.jsonl` (disjoint) and `heldout.jsonl`:
-all of `webquestions_devtest` and every 20th row of each other source. A prompt whose normalised text
-equals a held-out one is dropped, so nothing held out is trained on.
+TEXT_DIR holds `qa/*.jsonl` and `instructions/*` as their authors publish them (sources and licences are kept in every
+row's `meta`); --wordnet adds what WordNet's `data.*` files say, for `ground` only: what the aligner never saw it cannot
+name, and they hold 7,700 names and most of the dictionary. Writes `ground.jsonl` and `align.jsonl` (disjoint) and
+`heldout.jsonl`: all of `webquestions_devtest` and every 20th row of each other source. A prompt whose normalised text
+equals a held-out one is dropped, so nothing held out is trained on. --speech adds `speech.jsonl`, recordings of
+speechocean762 and LJ Speech, and `speech_heldout.jsonl`: 15 speakers of speechocean762, and all of Kathleen.
 """
 
 from __future__ import annotations
@@ -16,13 +18,18 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
+from llasm.files import write_whole
+
 HELD_OUT_EVERY = 20
+HELD_OUT_SPEAKERS = 15
 MAX_WORDS, MAX_CHARS = 28, 170
 # Shares of the ground set are what is left of each source after this many rows: the open trivia
 # questions cover names best, the assistant requests repeat a few hundred templates.
-LIMITS = {"clinc_oos": 3000, "snips_nlu": 3000}
+LIMITS = {"clinc_oos": 3000, "snips_nlu": 3000, "wordnet_glosses": 15000}
+GROUND_ONLY = {"snips_nlu", "wordnet_examples", "wordnet_names", "wordnet_glosses"}
 _QUESTION = re.compile(
     r"^(who|what|when|where|which|why|how|whose|whom|is|are|was|were|do|does|did|can|could|will|would|should"
     r"|has|have|had|may)\b",
@@ -63,6 +70,40 @@ def sources(root: Path) -> Iterator[tuple[str, str, str, list[str]]]:
                 yield "snips_nlu", "CC0 1.0", "".join(part["text"] for part in row["data"]), []
 
 
+_ASK = {  # by WordNet's lexicographer file: 15 places, 17 nature, 18 people
+    "15": ("Where is {}?", "What is {} known for?", "Tell me about {}."),
+    "17": ("Where is {}?", "What is {}?", "Tell me about {}."),
+    "18": ("Who was {}?", "What is {} known for?", "Tell me about {}."),
+}
+_ASK_OTHERS = ("What is {}?", "Tell me about {}.", "Explain {} to me.")
+
+
+def wordnet(folder: Path) -> Iterator[tuple[str, str, str, list[str]]]:
+    """The example sentences, questions and statements about the names, and definitions; as `sources` yields."""
+    licence = "WordNet-3.0"
+    for part in ("noun", "verb", "adj", "adv"):
+        for line in (folder / f"data.{part}").read_text(encoding="utf-8").splitlines():
+            if line.startswith("  "):  # the licence, at the top
+                continue
+            fields, _, gloss = line.partition(" | ")
+            _, file, _, n_words, *rest = fields.split()
+            words = [re.sub(r"\(\w+\)$", "", w).replace("_", " ") for w in rest[: 2 * int(n_words, 16) : 2]]
+            definition = re.sub(r"\([^)]*\)", "", gloss.split('; "')[0]).split(";")[0].strip()
+            for example in re.findall(r'"([^"]+)"', gloss):
+                if len(example.split()) >= 4:
+                    yield "wordnet_examples", licence, example, []
+            if " @i " in fields:  # an instance: somebody or something with a name of its own
+                name = max(words, key=len)
+                asks = _ASK.get(file, _ASK_OTHERS)
+                yield "wordnet_names", licence, asks[len(gloss) % len(asks)].format(name), []
+                verb = "was" if file == "18" else "is"
+                article = "" if re.match(r"(an?|the|one) ", definition) else "the "
+                yield "wordnet_names", licence, f"{words[0]} {verb} {article}{definition}", []
+            elif part == "noun" and re.match(r"(an?|the) ", definition):
+                article = "An" if words[0][0] in "aeiou" else "A"
+                yield "wordnet_glosses", licence, f"{article} {words[0]} is {definition}", []
+
+
 def normalise(text: str) -> str:
     """Lower-case words only: two prompts that sound alike compare equal."""
     return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
@@ -99,12 +140,14 @@ class Truecaser:
         return text
 
 
-def build(root: Path, n_ground: int, n_align: int, seed: int = 0) -> dict[str, list[Row]]:
+def build(
+    root: Path, n_ground: int, n_align: int, dictionary: Path | None = None, seed: int = 0
+) -> dict[str, list[Row]]:
     """The three lists of prompts; the held-out ones keep their text exactly as published."""
     rows: list[Row] = []
     heldout: list[Row] = []
     counts: Counter[str] = Counter()
-    for source, licence, text, answers in sources(root):
+    for source, licence, text, answers in chain(sources(root), wordnet(dictionary) if dictionary else ()):
         counts[source] += 1
         meta: Row = {"source": source, "licence": licence, "answers": answers}
         row: Row = {"id": f"{source}-{counts[source] - 1}", "text": text, "meta": meta}
@@ -123,11 +166,32 @@ def build(root: Path, n_ground: int, n_align: int, seed: int = 0) -> dict[str, l
         forbidden.add(key)
         taken[source] += 1
         kept.append({**row, "text": truecase(text)})
-    asked = [row for row in kept if row["meta"]["source"] != "snips_nlu"]  # type: ignore[index]
+    asked = [row for row in kept if row["meta"]["source"] not in GROUND_ONLY]  # type: ignore[index]
     align = asked[:n_align]
     chosen = {row["id"] for row in align}
     ground = [row for row in kept if row["id"] not in chosen][:n_ground]
     return {"ground": ground, "align": align, "heldout": heldout}
+
+
+def recordings(root: Path, texts: list[str], seed: int = 0) -> tuple[list[Row], list[Row]]:
+    """(training, held-out) clips with transcripts in the prompts' spelling, which follows `texts`."""
+    truecase = Truecaser(texts)
+
+    def manifest(name: str) -> list[Row]:
+        rows = map(json.loads, (root / name / "manifest.jsonl").read_text(encoding="utf-8").splitlines())
+        return [{**row, "audio": str((root / name / row["audio"]).resolve())} for row in rows]
+
+    ocean = [{**row, "text": truecase(str(row["text"]).lower())} for row in manifest("speechocean762_adult_train")]
+    speakers = sorted({str(row["speaker"]) for row in ocean})
+    aside = set(random.Random(seed).sample(speakers, HELD_OUT_SPEAKERS))
+    folder = root / "ljspeech_bits"
+    read = [line.split("|") for line in (folder / "metadata.csv").read_text(encoding="utf-8").splitlines()]
+    lj: list[Row] = [
+        {"id": name, "audio": str((folder / "audio" / f"{name}.flac").resolve()), "text": truecase(text)}
+        for name, _, text in read
+    ]
+    training = [row for row in ocean if row["speaker"] not in aside] + lj
+    return training, [row for row in ocean if row["speaker"] in aside] + manifest("kathleen_cc0")
 
 
 def main() -> None:
@@ -136,15 +200,27 @@ def main() -> None:
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--ground", type=int, default=10**9, help="at most this many prompts for `ground`")
     parser.add_argument("--align", type=int, default=4000, help="this many prompts for `align`")
+    parser.add_argument("--wordnet", type=Path, metavar="DIR", help="folder of WordNet's data.noun, data.verb, …")
+    parser.add_argument("--speech", type=Path, metavar="DIR", help="folder of speechocean762, LJ Speech and Kathleen")
     args = parser.parse_args()
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    for name, rows in build(args.text_dir, args.ground, args.align).items():
-        with open(args.out_dir / f"{name}.jsonl", "w", encoding="utf-8") as out:
-            for row in rows:
-                message = {"role": "user", "content": row["text"]}
-                line = {"id": row["id"], "messages": [message], "meta": row["meta"]}
-                out.write(json.dumps(line, ensure_ascii=False) + "\n")
-        print(f"{name}: {len(rows)} prompts")
+    prompts = build(args.text_dir, args.ground, args.align, args.wordnet)
+    for name, rows in prompts.items():
+        lines = [{"id": row["id"], "messages": [_asked(row["text"])], "meta": row["meta"]} for row in rows]
+        _write(args.out_dir / f"{name}.jsonl", lines)
+    if args.speech:
+        training, heldout = recordings(args.speech, [str(row["text"]) for row in prompts["ground"]])
+        _write(args.out_dir / "speech.jsonl", training)
+        _write(args.out_dir / "speech_heldout.jsonl", heldout)
+
+
+def _asked(text: object) -> Row:
+    return {"role": "user", "content": text}
+
+
+def _write(path: Path, rows: list[Row]) -> None:
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    print(f"{path}: {len(rows)} rows")
 
 
 if __name__ == "__main__":
