@@ -98,11 +98,21 @@ def noise_files(folder: str) -> tuple[Path, ...]:
     return files
 
 
-def messages(item: Item, words: str | None, waves: list[audio.Wave]) -> list[dict[str, Any]]:
-    """One user turn: the clips, or the words instead of them; then what is typed beside the question."""
-    if words is not None:
-        return [{"role": "user", "content": "\n".join(text for text in (words, item.typed) if text)}]
-    parts: list[dict[str, Any]] = [{"type": "audio", "audio": wave} for wave in waves]
-    if item.typed:
-        parts.append({"type": "text", "text": item.typed})
-    return [{"role": "user", "content": parts}]
+def messages(item: Item, words: list[str] | None, waves: list[audio.Wave]) -> list[dict[str, Any]]:
+    """The user's turns, with earlier answers between them: the clips, or the words of each turn instead of them; then
+    what is typed beside the question."""
+    turns: list[Any] = list(words) if words is not None else [_clips([wave]) for wave in waves]
+    if words is None and not item.before:
+        turns = [_clips(waves)]
+    if item.typed and words is not None:
+        turns[-1] = "\n".join(text for text in (turns[-1], item.typed) if text)
+    elif item.typed:
+        turns[-1].append({"type": "text", "text": item.typed})
+    found: list[dict[str, Any]] = []
+    for turn, (_, answer) in zip(turns, (*item.before, ("", ""))):
+        found += [{"role": "user", "content": turn}, {"role": "assistant", "content": answer}]
+    return found[:-1]
+
+
+def _clips(waves: list[audio.Wave]) -> list[dict[str, Any]]:
+    return [{"type": "audio", "audio": wave} for wave in waves]

@@ -27,8 +27,10 @@ class Item:
     """What is said; typed in the condition `text`. "" where nobody wrote it down."""
     answers: tuple[str, ...] = ()
     """Each of them is right; of a choice the label."""
+    before: tuple[tuple[str, str], ...] = ()
+    """Earlier turns, (what the user said, what the assistant answered) each; the question follows them."""
     audio: tuple[Any, ...] = ()
-    """Clips as `audio.decode` takes them, in order; none: a voice speaks the question."""
+    """Clips as `audio.decode` takes them, in order, behind earlier turns one a turn; none: a voice speaks."""
     clip_hashes: tuple[str, ...] = ()
     """Of the clips, in order, once they are read (`hashed`)."""
     choices: dict[str, str] = field(default_factory=dict)
@@ -60,7 +62,8 @@ def from_row(row: dict[str, Any]) -> Item:
     """Of an items file; a clip that was no file is None: its sound is only in the data set."""
     clips = row["audio"]
     audio, hashes = tuple(clip.get("path") for clip in clips), tuple(clip["sha256"] for clip in clips)
-    return Item(**{**row, "answers": tuple(row["answers"]), "audio": audio, "clip_hashes": hashes})
+    before = tuple((asked, answer) for asked, answer in row.get("before", ()))
+    return Item(**{**row, "answers": tuple(row["answers"]), "before": before, "audio": audio, "clip_hashes": hashes})
 
 
 def hashed(item: Item) -> Item:
@@ -110,6 +113,8 @@ def _with_fault(item: Item) -> Item:
         fault = f"the answer {item.answers[0]!r} is none of the choices {', '.join(item.choices)}"
     elif not item.audio and not item.question.strip():
         fault = "neither audio nor a question"
+    elif item.before and item.audio and len(item.audio) != len(item.before) + 1:
+        fault = f"{len(item.audio)} clips for {len(item.before) + 1} turns"
     return replace(item, fault=fault)
 
 

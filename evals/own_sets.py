@@ -28,7 +28,8 @@ class Custom(Task):
     """Your own: JSONL, JSON, CSV, TSV, parquet, an audiofolder or a hub id, with these columns.
 
     audio (or file_name, file; relative to the table) or question (or text, prompt), or both; answers (or answer,
-    reference: a list, or texts separated by "|"); choices, if any, likewise; id, group, language if you like.
+    reference: a list, or texts separated by "|"); choices, if any, likewise; id, group, language if you like; before:
+    earlier turns, [[what the user said, what the assistant answered], …], with one clip a turn.
     """
 
     name = "custom"
@@ -60,6 +61,7 @@ class Custom(Task):
             audio=audio,
             choices=choices,
             typed=f"{typed}\nAnswer with the letter of one option." if choices else "",
+            before=_before(record.get("before") or ()),
             group=str(record.get("group") or ""),
             language=_language(record),
             fault=silent,
@@ -69,6 +71,13 @@ class Custom(Task):
 def _language(record: Record) -> str:
     """What the record says, else by the script of its question."""
     return str(record.get("language") or ("zh" if re.search(f"[{HAN}]", str(_question(record))) else "en"))
+
+
+def _before(turns: Any) -> tuple[tuple[str, str], ...]:
+    try:
+        return tuple((text(asked), text(answer)) for asked, answer in turns)
+    except (TypeError, ValueError):
+        raise ValueError(f"before is {turns!r:.80}; it must be [[question, answer], …]") from None
 
 
 def _question(record: Record) -> Any:

@@ -95,7 +95,7 @@ class Batch:
 
     def _ask(self, model: chat.ChatModel, items: list[Item], waves: list[list[audio.Wave]]) -> list[Event]:
         started = time.perf_counter()
-        words: list[str | None] = [item.question for item in items]
+        words: list[list[str] | None] = [[*(asked for asked, _ in item.before), item.question] for item in items]
         if self.condition.kind == "cascade":
             words = list(transcribed(recogniser(self.recogniser), items, waves))
         elif self.condition.kind == "speech":
@@ -111,7 +111,7 @@ class Batch:
             seconds = sum(map(len, waves[i])) / audio.SAMPLE_RATE if waves else 0.0
             event["audio_seconds"] = round(seconds, 3)
             if self.condition.kind == "cascade":
-                event["heard"] = words[i]
+                event["heard"] = "\n".join(words[i] or [])
                 timings["transcribe"] = round(transcribe, 3)
                 for name in ("first_token", "total"):
                     timings[name] = round(timings[name] + transcribe, 3)
@@ -119,14 +119,15 @@ class Batch:
         return events
 
 
-def transcribed(model: asr.Recogniser, items: list[Item], waves: list[list[audio.Wave]]) -> list[str]:
-    """What the recogniser hears of each item, its clips one after the other."""
-    texts = [""] * len(items)
+def transcribed(model: asr.Recogniser, items: list[Item], waves: list[list[audio.Wave]]) -> list[list[str]]:
+    """What the recogniser hears in each turn of each item; without earlier turns, its clips one after the other."""
+    texts: list[list[str]] = [[] for _ in items]
     for language in dict.fromkeys(item.language for item in items):
         chosen = [i for i, item in enumerate(items) if item.language == language]
         found = iter(model.transcribe([wave for i in chosen for wave in waves[i]], language))
         for i in chosen:
-            texts[i] = " ".join(next(found) for _ in waves[i]).strip()
+            turns = [next(found).strip() for _ in waves[i]]
+            texts[i] = turns if items[i].before else [" ".join(turns).strip()]
     return texts
 
 

@@ -52,16 +52,22 @@ def _spoken(item: Item, spec: str, identity: str) -> Item:
     language = find_voice(engine, voice).language
     if not language.startswith(item.language):
         return replace(item, fault=f"voice {spec} speaks {language}, the question is {item.language}; choose --voice")
-    path = weights.home() / "voiced" / f"{digest([identity, item.language, item.question, 1])}.flac"
+    try:
+        said = [*(asked for asked, _ in item.before), item.question]
+        return replace(item, audio=tuple(_clip_of(text, item.language, spec, identity) for text in said))
+    except UnspeakableText as error:
+        return replace(item, fault=str(error))
+
+
+def _clip_of(text: str, language: str, spec: str, identity: str) -> str:
+    """The file with the text aloud."""
+    engine, voice = _voice(spec)
+    path = weights.home() / "voiced" / f"{digest([identity, language, text, 1])}.flac"
     if not path.exists():
         # Drawn from the text, so that two data sets with the same question share its speech.
-        seed = seed_of(f"voiced/{item.question}") % 2**32
-        try:
-            wave = engine.synthesize(speakable(item.question, item.language), voice, 1.0, seed)
-        except UnspeakableText as error:
-            return replace(item, fault=str(error))
+        wave = engine.synthesize(speakable(text, language), voice, 1.0, seed_of(f"voiced/{text}") % 2**32)
         _write(path, audio.to_flac_bytes(audio.decode((engine.sample_rate, wave))))
-    return replace(item, audio=(str(path),))
+    return str(path)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -9,8 +9,9 @@ import soundfile
 from llasm import audio
 from llasm.errors import LlasmError
 from llasm.evals import task
-from llasm.evals.conditions import Condition, Variation, heard
+from llasm.evals.conditions import Condition, Variation, heard, messages
 from llasm.evals.items import Item, from_row, hashed
+from llasm.evals.predict import transcribed
 from llasm.evals.tasks import TASKS
 from llasm.evals.voicebench import options_in
 from llasm.evals.voiced import voiced
@@ -260,3 +261,38 @@ def test_what_befalls_the_audio(tmp_path):
             ratio = 10 * np.log10(np.mean(wave**2) / np.mean(noise**2))
             assert ratio == pytest.approx(10, abs=1.5)
     assert Condition.parse("cascade@snr-2.5") == Condition("cascade", Variation("snr", -2.5))
+
+
+def test_earlier_turns_are_spoken_typed_and_transcribed(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLASM_HOME", str(tmp_path / "home"))
+    before = [["Who painted the Mona Lisa?", "Leonardo da Vinci."]]
+    jsonl(tmp_path / "q.jsonl", {"before": before, "question": "Where was he born?", "answers": ["Vinci"]})
+    [item] = voiced(read("custom", tmp_path), "hibari")
+    waves = heard(item, Condition("speech"), None)
+    assert len(waves) == 2 and from_row(hashed(item).row()).before == item.before
+    first, answer, second = messages(item, None, waves)
+    assert [len(turn["content"]) for turn in (first, second)] == [1, 1]
+    assert first["content"][0]["audio"] is waves[0] and second["content"][0]["audio"] is waves[1]
+    assert answer == {"role": "assistant", "content": "Leonardo da Vinci."}
+
+    class Lengths:
+        def transcribe(self, waves, language):
+            return [f"{len(wave)} " for wave in waves]
+
+    [words] = transcribed(Lengths(), [item], [waves])
+    assert words == [str(len(wave)) for wave in waves]
+    assert [turn["content"] for turn in messages(item, words, [])] == [words[0], "Leonardo da Vinci.", words[1]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"before": "Hello", "question": "And?"}, "it must be [[question, answer], …]"),
+        ({"before": [["Hello", "Hi."]], "audio": "1.wav"}, "1 clips for 2 turns"),
+    ],
+)
+def test_malformed_earlier_turns_are_faults(tmp_path, fields, fault):
+    clip(tmp_path / "1.wav")
+    jsonl(tmp_path / "q.jsonl", {"answers": ["a"], **fields})
+    [item] = TASKS["custom"].read(str(tmp_path))
+    assert fault in item.fault
