@@ -116,7 +116,12 @@ def _stages(recipe: Recipe, voices: Any) -> list[Stage]:
     stages: list[Stage] = []
     if respond.answers != "never":
         always = respond.answers == "always"
-        stages.append(Respond(respond.llm, respond.url, always, respond.max_new_tokens, recipe.filter))
+        stages.append(
+            Respond(
+                respond.llm, respond.url, always, respond.max_new_tokens, recipe.filter, respond.follow_up_share,
+                recipe.seed,
+            )
+        )  # fmt: skip
     speed = (float(recipe.speak.speed[0]), float(recipe.speak.speed[1]))
     stages.append(Speak(voices, speed, recipe.speak.max_seconds, recipe.seed))
     if check.asr != "none":

@@ -93,6 +93,8 @@ class Respond:
     """An OpenAI-compatible server, such as http://localhost:8000/v1; its key comes from OPENAI_API_KEY."""
     max_new_tokens: int = 64
     """Length limit of an answer, in tokens; answers that reach it are marked as truncated."""
+    follow_up_share: float = 0.0
+    """Share of the one-turn rows answered here that go on with a second spoken turn, such as "Why is that?"."""
 
 
 @dataclass
@@ -196,6 +198,10 @@ class Recipe:
                 raise LlasmError(f"recipe: {name} is {value}; it must not be negative")
         if self.respond.max_new_tokens < 1:
             raise LlasmError(f"recipe: respond.max_new_tokens is {self.respond.max_new_tokens}; it must be at least 1")
+        if not 0 <= self.respond.follow_up_share <= 1:
+            raise LlasmError(
+                f"recipe: respond.follow_up_share is {self.respond.follow_up_share}; it must lie between 0 and 1"
+            )
         if not 0 < self.filter.near_duplicates <= 1:
             raise LlasmError(f"recipe: filter.near_duplicates is {self.filter.near_duplicates}; it must lie in (0, 1]")
         if not 0 < self.speak.max_seconds <= 30:

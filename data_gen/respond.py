@@ -9,38 +9,81 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from llasm.draws import draw, pick
 from llasm.generator import Refusal, generator_for, identity_of
 
 from .filter import answer_fault
 from .recipe import Filter
 from .rows import Row, as_typed, drop, user_texts
 
+# What people say next; none can be answered without the turn before.
+FOLLOW_UPS = {
+    "en": (
+        "Can you say that in one sentence?",
+        "Why is that?",
+        "Can you explain that more simply?",
+        "Give me an example of that.",
+        "Tell me more about it.",
+        "What does that mean?",
+        "Are you sure about that?",
+        "What else should I know about it?",
+        "Say that again in other words.",
+        "How do you know that?",
+        "And why does it matter?",
+        "What was my first question?",
+    ),
+    "zh": (
+        "能用一句话说吗？",
+        "为什么？",
+        "能说得更简单一点吗？",
+        "举个例子。",
+        "再多说一点。",
+        "这是什么意思？",
+        "你确定吗？",
+    ),
+}
+
 
 @dataclass
 class Respond:
-    """Rows that end with the user's turn (or all, where `always`) → rows with the LLM's answer."""
+    """Rows that end with the user's turn (or all, where `always`) → rows with the LLM's answer; a share of those with
+    one turn goes on with a second, drawn from FOLLOW_UPS and answered too."""
 
     llm: str
     url: str | None
     always: bool
     max_new_tokens: int
     rules: Filter
+    follow_up_share: float
+    seed: int
 
     name = "respond"
     uses_model = True
 
     def settings(self) -> dict[str, Any]:
         return {
-            "version": 3,
+            "version": 4,
             "llm": identity_of(self.llm, self.url),
             "always": self.always,
             "max_new_tokens": self.max_new_tokens,
             "max_answer_chars": self.rules.max_answer_chars,
+            "follow_ups": (self.follow_up_share, self.seed),
         }
 
     def __call__(self, rows: list[Row]) -> list[Row]:
         if self.always:
             rows = [_without_last_answer(row) for row in rows]
+        rows = self._answered(rows)
+        if not self.follow_up_share:
+            return rows
+        more = [i for i, row in enumerate(rows) if self._goes_on(row)]
+        for i, row in zip(more, self._answered([self._with_follow_up(rows[i]) for i in more]), strict=True):
+            if "dropped" not in row:  # else the first turn stands as it is
+                rows[i] = row
+        return rows
+
+    def _answered(self, rows: list[Row]) -> list[Row]:
+        """The rows that end with the user's turn, with an answer or dropped; the others as they are."""
         asked = [i for i, row in enumerate(rows) if row["messages"][-1]["role"] == "user"]
         done = list(rows)
         wordless = [i for i in asked if not all(user_texts(rows[i]))]
@@ -61,6 +104,21 @@ class Respond:
             if fault := answer_fault(text, self.rules):
                 done[i] = drop(done[i], self.name, fault, text)
         return done
+
+    def _goes_on(self, row: Row) -> bool:
+        """Whether a second turn follows: drawn from the answered rows that have one turn."""
+        n_turns = sum(message["role"] == "user" for message in row["messages"])
+        return (
+            n_turns == 1
+            and "answered_by" in row["meta"]
+            and "dropped" not in row
+            and draw(f"follow-up/{self.seed}/{row['id']}") < self.follow_up_share
+        )
+
+    def _with_follow_up(self, row: Row) -> Row:
+        text = pick(f"follow-up text/{self.seed}/{row['id']}", FOLLOW_UPS[row["meta"]["language"]])
+        turn = {"role": "user", "content": [{"type": "audio", "text": text}]}
+        return {**row, "messages": [*row["messages"], turn], "audios": [*row["audios"], None]}
 
 
 def _without_last_answer(row: Row) -> Row:

@@ -379,7 +379,7 @@ def test_an_openai_server_speaks_and_answers(monkeypatch, tmp_path):
         assert [said(row) for row in rows] == ["Fine.", "Fine."] and all(row["meta"]["truncated"] for row in rows)
         assert {body["voice"] for path, body in asked if path == "/v1/audio/speech"} == {"ann"}
         assert {body["max_tokens"] for path, body in asked if path == "/v1/chat/completions"} == {7}
-        stage = RespondStage("m", url, False, 7, Recipe(output="x", input="y").filter)
+        stage = RespondStage("m", url, False, 7, Recipe(output="x", input="y").filter, 0.0, 0)
         texts = ["Fine?", "A forbidden thing?", "And a forbidden one?"]
         rows = [
             {"id": text, "messages": [{"role": "user", "content": [{"type": "audio", "text": text}]}], "meta": {}}
@@ -397,6 +397,34 @@ def test_an_openai_server_speaks_and_answers(monkeypatch, tmp_path):
             build(bad)
     finally:
         server.shutdown()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_answered_rows_goes_on_with_a_spoken_follow_up(monkeypatch, share):
+    asked = []
+
+    class Echo:
+        def generate(self, conversations, max_new_tokens):
+            asked.extend(conversations)
+            return [(f"About {len(turns)} turns.", False) for turns in conversations]
+
+    monkeypatch.setattr(respond, "generator_for", lambda llm, url: Echo())
+    stage = RespondStage("m", None, False, 7, Recipe(output="x", input="y").filter, share, 0)
+    turn = {"role": "user", "content": [{"type": "audio", "text": "What is a fjord?"}]}
+    rows = [
+        {"id": str(i), "messages": [turn], "audios": [None], "meta": {"language": "en", "voice": "x"}}
+        for i in range(40)
+    ]
+    given = {**rows[0], "id": "given", "messages": [turn, {"role": "assistant", "content": [{"text": "Water."}]}]}
+    *done, untouched = stage([*rows, given])
+    assert untouched == given
+    longer = [row for row in done if len(row["messages"]) == 4]
+    assert share * 40 - 12 <= len(longer) <= share * 40 + 12 and (share not in (0, 1) or len(longer) == share * 40)
+    for row in longer:
+        assert row["audios"] == [None, None] and said(row) == "About 3 turns."
+        assert row["messages"][2]["content"][0]["text"] in respond.FOLLOW_UPS["en"]
+    assert all(said(row) == "About 1 turns." for row in done if row not in longer)
+    assert len(asked) == 40 + len(longer)
 
 
 def wav_bytes(wave, sample_rate):
