@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,15 @@ def _label(answer: str, choices: dict[str, str]) -> str:
         if answer.casefold() == option.casefold():
             return label
     return answer.upper() if answer.upper() in choices else answer
+
+
+class FollowUp(Custom):
+    """Conversations of two turns, whose second asks for what the first said: 50 of our own, or yours (see `custom`)."""
+
+    name = "follow_up"
+
+    def read(self, data: str | None, limit: int | None = None) -> list[Item]:
+        return super().read(data or str(files("llasm.evals") / "sets" / "follow_ups.jsonl"), limit)
 
 
 class Transcription(Custom):

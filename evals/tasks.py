@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .own_sets import Custom, NoSpeech, Transcription, Typed
+from .own_sets import Custom, FollowUp, NoSpeech, Transcription, Typed
 from .qa_sets import SDQA, LlamaQuestions, NQOpen, SpokenSQuAD, TriviaQA, WebQuestions
 from .task import Task
 from .voicebench import BigBenchAudio, VoiceBenchChoice, VoiceBenchOpen, VoiceBenchQA
@@ -19,6 +19,7 @@ _CLASSES: tuple[type[Task], ...] = (
     VoiceBenchChoice,
     BigBenchAudio,
     Custom,
+    FollowUp,
     Transcription,
     NoSpeech,
     Typed,

@@ -263,6 +263,15 @@ def test_what_befalls_the_audio(tmp_path):
     assert Condition.parse("cascade@snr-2.5") == Condition("cascade", Variation("snr", -2.5))
 
 
+def test_follow_ups_of_our_own():
+    items = TASKS["follow_up"].read(None)
+    assert len(items) == 50 and all(len(item.before) == 1 and not item.fault for item in items)
+    for item in items:  # the first turn must be needed: the question alone does not hold the answer
+        told = item.before[0][0].lower()
+        assert any(answer.lower()[:4] in told for answer in item.answers)
+        assert not any(answer.lower() in item.question.lower().split() for answer in item.answers)
+
+
 def test_earlier_turns_are_spoken_typed_and_transcribed(tmp_path, monkeypatch):
     monkeypatch.setenv("LLASM_HOME", str(tmp_path / "home"))
     before = [["Who painted the Mona Lisa?", "Leonardo da Vinci."]]
