@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def compare(recipe: Any, n_steps: int) -> None:
         for step in range(n_steps + 1):
             if step == 1:
                 started = time.perf_counter()
-            batch = [samples[i] for i in order[step * recipe.batch_size :][: recipe.batch_size]]
+            batch = [samples[i] for i in islice(cycle(order), step * recipe.batch_size, (step + 1) * recipe.batch_size)]
             inputs = collate([(sample, 0) for sample in batch])
             if encoder_in_the_loop:
                 waves = [audio.decode(clips[key]) for s in batch for key in s.keys]

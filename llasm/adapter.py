@@ -178,7 +178,8 @@ class Aligner(Adapter):
     Its states can be read as a CTC distribution (Graves et al., ICML 2006) over the LLM's own tokens: the
     logit of a token is the scaled cosine between state and token embedding, both taken from the table's
     mean. Trained that way (stage `ground`), what it emits lies among the LLM's word embeddings.
-    At rate `heard` it emits one embedding a recognised token: blanks dropped, repeats merged.
+    At rate `heard` it emits one embedding a recognised token: blanks dropped, repeats merged. A clip in which it hears
+    none becomes one learned embedding, so that the LLM can be taught to say so.
     """
 
     GROUPS = 8  # of the convolutional position
@@ -194,6 +195,8 @@ class Aligner(Adapter):
         self.out = nn.Linear(width, d_llm)
         self.blank = nn.Linear(width, 1)
         self.log_scale = nn.Parameter(torch.tensor([math.log(12.0)]))  # DeepSpeed sends no scalars
+        if config.rate == "heard":
+            self.silence = nn.Parameter(torch.zeros(d_llm))
         self._table_facts: tuple[Tensor, Tensor] | None = None
 
     def forward(self, frames: Tensor, n_frames: Tensor, table: Tensor | None = None) -> AudioTokens:
@@ -260,7 +263,11 @@ class Aligner(Adapter):
         share = (weight / total.gather(1, slot).clamp(min=1e-6)).to(expected.dtype)
         embeddings = expected.new_zeros(*shape, expected.shape[-1])
         embeddings = embeddings.scatter_add(1, slot[..., None].expand_as(expected), expected * share[..., None])
-        return AudioTokens(embeddings[:, :n_max], n_heard)
+        silent = n_heard == 0
+        first = torch.arange(shape[1], device=silent.device) == 0
+        place = (silent[:, None] & first)[..., None]  # [B, N heard, 1]
+        embeddings = torch.where(place, self.silence.to(embeddings.dtype), embeddings)
+        return AudioTokens(embeddings, n_heard + silent)
 
     def transcribe(self, frames: Tensor, n_frames: Tensor, table: Tensor) -> list[list[int]]:
         """The best token ids of each clip by greedy CTC decoding."""

@@ -48,6 +48,21 @@ def test_collapse_drops_blanks_and_merges_repeats():
     assert heard.embeddings[0].argmax(-1).tolist() == [2, 2, 5]
 
 
+def test_a_clip_in_which_nothing_is_heard_is_one_learned_embedding():
+    adapter = make("aligner", rate="heard")
+    adapter.silence.data.fill_(7.0)
+    table = torch.eye(H) * 3
+    states = torch.stack([torch.zeros(3, H), table[[2, 2, 5]]])  # the first clip is blank throughout
+    blank = torch.tensor([[99.0] * 3, [-99.0] * 3])
+    tokens = adapter.collapse(states, blank, torch.tensor([3, 3]), table)
+    assert tokens.counts.tolist() == [1, 2]
+    assert torch.equal(tokens.embeddings[0, 0], adapter.silence) and not tokens.embeddings[0, 1].any()
+    alone = adapter.collapse(states[:1], blank[:1], torch.tensor([3]), table)
+    assert alone.counts.tolist() == [1] and torch.equal(alone.embeddings[0, 0], adapter.silence)
+    tokens.embeddings.sum().backward()
+    assert torch.equal(adapter.silence.grad, torch.ones(H))
+
+
 @torch.inference_mode()
 def test_logits_of_some_tokens_are_those_of_all():
     adapter, table = make("aligner"), torch.randn(50, H)

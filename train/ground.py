@@ -49,9 +49,12 @@ class GroundModel(nn.Module):
         import jiwer
 
         heard = self.transcribe(frames, n_frames)
-        said = [" ".join(map(str, target.tolist())) for target in targets]
-        found = jiwer.process_words(said, [" ".join(map(str, ids)) for ids in heard])
-        n_errors = found.substitutions + found.deletions + found.insertions
+        n_errors = sum(len(ids) for ids, target in zip(heard, targets) if not len(target))  # heard where nobody speaks
+        pairs = [(target.tolist(), ids) for target, ids in zip(targets, heard) if len(target)]
+        if pairs:
+            said, ids = ([" ".join(map(str, side)) for side in sides] for sides in zip(*pairs))
+            found = jiwer.process_words(said, ids)
+            n_errors += found.substitutions + found.deletions + found.insertions
         return {"token_error_rate": (n_errors, sum(map(len, targets)))}
 
     @torch.no_grad()
@@ -65,18 +68,24 @@ class GroundModel(nn.Module):
 
 
 class GroundCollator:
-    """Samples → frames [B, T, D], n_frames [B], targets B × [U_i]; every audio with words is a clip of its own."""
+    """Samples → frames [B, T, D], n_frames [B], targets B × [U_i]; every audio is a clip of its own, less those whose
+    words nobody knows; where nobody speaks, no token is the target."""
 
     def __init__(self, cache: FeatureCache, tokenizer: Any) -> None:
         self.cache, self.tokenizer = cache, tokenizer
 
     def __call__(self, samples: list[tuple[Sample, int]]) -> dict[str, Any]:
-        pairs = [pair for s, _ in samples for pair in zip(s.keys, s.texts, strict=True) if pair[1]]
+        pairs = [pair for s, _ in samples for pair in zip(s.keys, s.texts, strict=True) if pair[1] or s.silent]
         frames, n_frames = pad_frames([self.cache.get(key).float() for key, _ in pairs])
         ids = self.tokenizer([text for _, text in pairs], add_special_tokens=False)["input_ids"]
         n_tokens = sum(map(len, ids))
         counts = {"ctc": n_tokens, "tokens": n_tokens}
-        return {"frames": frames, "n_frames": n_frames, "targets": [torch.tensor(i) for i in ids], "counts": counts}
+        return {
+            "frames": frames,
+            "n_frames": n_frames,
+            "targets": [torch.tensor(i, dtype=torch.long) for i in ids],
+            "counts": counts,
+        }
 
 
 def unseen_words(seen: list[Sample], held_out: list[Sample]) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def _with_content(recipe: Recipe, samples: list[Sample]) -> list[Sample]:
         raise LlasmError("; ".join(faults[:SHOWN_ROWS]) + more)
     # ground learns words, align speech; a typed conversation is something to learn in chat alone.
     if recipe.stage == "ground":
-        return [sample for sample in samples if any(sample.texts)]
+        return [sample for sample in samples if any(sample.texts) or sample.silent]
     return [sample for sample in samples if sample.keys] if recipe.stage == "align" else samples
 
 
@@ -168,7 +168,7 @@ def _fault(recipe: Recipe, sample: Sample) -> str:
         return ""
     if sample.messages[0]["role"] == "assistant" or sample.messages[-1]["role"] != "assistant":
         return f"{where}: must begin with the user or system and end with the assistant's answer"
-    if recipe.loss_weights["kl"] and not all(sample.texts):
+    if recipe.loss_weights["kl"] and not all(sample.texts) and not sample.silent:
         return f"{where}: a clip has no transcript, which kl compares with; leave it out, or switch kl off"
     return ""
 

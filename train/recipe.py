@@ -24,14 +24,15 @@ class Losses:
     kl: float | None = None
     """KL to the same LLM, without LoRA, that reads the transcript (align 1)."""
     ce: float | None = None
-    """Cross-entropy of the assistant's turns (chat 1)."""
+    """Cross-entropy of the assistant's turns (chat 1); beside `kl` only of those that answer sound without speech
+    (align 1)."""
     guard: float | None = None
     """KL to the LLM without LoRA on typed text that it wrote itself, so that typed chat stays as it was (chat 1)."""
 
 
 STAGE_LOSSES: dict[str, dict[str, float]] = {
     "ground": {"ctc": 1.0, "kl": 0.0, "ce": 0.0, "guard": 0.0},
-    "align": {"ctc": 0.3, "kl": 1.0, "ce": 0.0, "guard": 0.0},
+    "align": {"ctc": 0.3, "kl": 1.0, "ce": 1.0, "guard": 0.0},
     "chat": {"ctc": 0.1, "kl": 0.0, "ce": 1.0, "guard": 1.0},
 }
 

@@ -73,7 +73,10 @@ def train(recipe: Recipe) -> Path | None:
     model.to(arguments.device)
     cache = _encoded(recipe, model, processor, plan.samples, arguments)
     seen, held_out = split(plan.samples, recipe.held_out, recipe.seed)
-    stage, collator, eval_collator = _stage(recipe, model, processor, peft, cache)
+    weights = dict(recipe.loss_weights)
+    if weights["kl"] and not any(sample.silent for sample in plan.samples):
+        weights["ce"] = 0.0  # nothing to learn by it
+    stage, collator, eval_collator = _stage(recipe, weights, model, processor, peft, cache)
     set_seed(recipe.seed)  # the same draws whether the guard's text had to be written or not
     trainer = StageTrainer(
         recipe=recipe,
@@ -201,9 +204,10 @@ def _wait(arguments: Any) -> None:
         torch.distributed.barrier()
 
 
-def _stage(recipe: Recipe, model: Any, processor: Any, peft: Any, cache: FeatureCache) -> tuple[Any, Any, Any]:
+def _stage(
+    recipe: Recipe, weights: dict[str, float], model: Any, processor: Any, peft: Any, cache: FeatureCache
+) -> tuple[Any, Any, Any]:
     """(module with the loss, collator, collator of the held-out rows)."""
-    weights = recipe.loss_weights
     if recipe.stage == "ground":
         table = model.get_input_embeddings().weight
         ground = GroundModel(model.model.multi_modal_projector, table, weights["ctc"], recipe.n_negatives)

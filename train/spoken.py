@@ -4,7 +4,8 @@
   the same answer, its own; the loss is the KL divergence between their next-token distributions on it, the end of turn
   included, softened by a temperature (DiVA, arXiv 2410.02678, section 3). A share of the samples asks to repeat what
   was said instead, so that the words themselves are carried.
-- `ce` (chat): cross-entropy of the assistant's turns.
+- `ce` (chat): cross-entropy of the assistant's turns; beside `kl` of those only that answer sound without speech, which
+  no teacher could read.
 - `guard` (chat): KL to the LLM without LoRA on typed text of its own, so that typed chat stays as it was.
 - `ctc`: keeps the aligner among the LLM's word embeddings.
 
@@ -39,7 +40,7 @@ REPEAT_PROMPTS = (
     "Say that back to me.",
 )
 # Samples that bring a typed text along: each costs as much as a sample does.
-GUARD_SHARE = 0.25
+GUARD_SHARE = 0.5
 # Positions whose logits are held at once: 2,048 over a vocabulary of 128k are 1 GB in float32.
 LOGIT_ROWS = 2048
 
@@ -81,7 +82,7 @@ class SpokenCollator:
 
     def __call__(self, samples: list[tuple[Sample, int]]) -> dict[str, Any]:
         """samples: each with its epoch."""
-        batch: dict[str, Any] = {"spoken": [], "typed": [], "targets": [], "guard": []}
+        batch: dict[str, Any] = {"spoken": [], "typed": [], "targets": [], "worded": [], "guard": []}
         frames: list[Tensor] = []
         for sample, _ in samples:
             messages, truncated = sample.messages, sample.truncated
@@ -97,7 +98,10 @@ class SpokenCollator:
                 batch["typed"].append(typed)
             frames += [self.cache.get(key).float() for key in sample.keys[:n_audios]]
             ids = self.tokenizer(sample.texts[:n_audios], add_special_tokens=False)["input_ids"] if n_audios else []
-            batch["targets"] += [torch.tensor(i, dtype=torch.long) for i in ids]
+            known = [bool(text) or sample.silent for text in sample.texts[:n_audios]]
+            pairs = zip(ids, known, strict=True)
+            batch["targets"] += [torch.tensor(i, dtype=torch.long) if known else None for i, known in pairs]
+            batch["worded"].append(not sample.silent)
         # Under ZeRO-3 all processes gather the same layers, so a part of the loss that one batch has nothing for is
         # computed all the same, on a stand-in that weighs nothing.
         batch["has_audio"] = bool(frames)
@@ -116,14 +120,15 @@ class SpokenCollator:
         key = f"guard/{self.seed}/{epoch}/{sample.id}"
         return self.guard[seed_of(key) % len(self.guard)] if draw(key) < self.guard_share else None
 
-    @staticmethod
-    def _counts(batch: dict[str, Any]) -> dict[str, int]:
+    def _counts(self, batch: dict[str, Any]) -> dict[str, int]:
         """Tokens that each part of the loss is a mean over, and all that the LLM reads."""
-        answers = sum(int(r.learned.sum()) for r in batch["spoken"])
-        said = sum(map(len, batch["targets"]))
+        answers = [int(r.learned.sum()) for r in batch["spoken"]]
+        kl = sum(n for n, worded in zip(answers, batch["worded"], strict=True) if worded)
+        ce = sum(answers) - kl if self.weights["kl"] else sum(answers)
+        said = sum(len(target) for target in batch["targets"] if target is not None)
         guard = sum(len(r.ids) - 1 for r in batch["guard"])
         read = sum(len(r.ids) for name in ("spoken", "typed", "guard") for r in batch[name])
-        return {"kl": answers, "ce": answers, "ctc": said, "guard": guard, "tokens": read}
+        return {"kl": kl, "ce": ce, "ctc": said, "guard": guard, "tokens": read}
 
 
 class SpokenModel(nn.Module):
@@ -149,7 +154,8 @@ class SpokenModel(nn.Module):
         guard: list[Rendered],
         frames: Tensor,
         n_frames: Tensor,
-        targets: list[Tensor],
+        targets: list[Tensor | None],
+        worded: list[bool],
         counts: dict[str, Any],
         has_audio: bool = True,
         has_guard: bool = True,
@@ -164,7 +170,10 @@ class SpokenModel(nn.Module):
         if self.weights["kl"]:
             with torch.no_grad(), self._without_lora():
                 teacher, _ = self._answer_states(typed, None, [])
-            parts["kl"] = self._over_rows(self._kl(self.temperature), hidden, teacher)
+            lengths = torch.tensor([int(row.learned.sum()) for row in spoken])
+            with_words = torch.tensor(worded).repeat_interleave(lengths).to(hidden.device)
+            parts["kl"] = self._over_rows(self._kl(self.temperature), hidden[with_words], teacher[with_words])
+            hidden, answers = hidden[~with_words], answers[~with_words]
         if self.weights["ce"]:
             parts["ce"] = self._over_rows(self._cross_entropy, hidden, answers)
         if self.weights["guard"]:
@@ -174,18 +183,19 @@ class SpokenModel(nn.Module):
         return {"loss": loss, **{name: mean.detach() for name, mean in means.items()}}
 
     def _hear(
-        self, frames: Tensor, n_frames: Tensor, targets: list[Tensor], parts: dict[str, Tensor]
+        self, frames: Tensor, n_frames: Tensor, targets: list[Tensor | None], parts: dict[str, Tensor]
     ) -> tuple[Any, list[int]]:
         """Frames → audio embeddings [ΣN, H] and how many each clip became; adds the CTC term to `parts`."""
         adapter = self.llasm.model.multi_modal_projector
         frames = frames.to(next(adapter.parameters()).dtype)  # DeepSpeed trains in bfloat16
-        said = [i for i, target in enumerate(targets) if len(target)]  # not of clips without speech
+        words = {i: target for i, target in enumerate(targets) if target is not None}
+        said = list(words)
         if isinstance(adapter, Aligner) and (self.weights["ctc"] or adapter.config.rate == "heard"):
             states, blank = adapter.states(frames, n_frames)
             steps = adapter.n_tokens(n_frames)
             if self.weights["ctc"] and said:
                 parts["ctc"] = sampled_ctc(
-                    adapter, states[said], blank[said], steps[said], [targets[i] for i in said], self.table,
+                    adapter, states[said], blank[said], steps[said], list(words.values()), self.table,
                     self.n_negatives,
                 )  # fmt: skip
             if adapter.config.rate == "heard":

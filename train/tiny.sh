@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# The embedded default from public text and recordings to figures: data → ground → align → converse → evals.
+#
+#   train/tiny.sh DATA_DIR [OUT_DIR]      (make train-tiny DATA=DATA_DIR)
+#
+# DATA_DIR holds text/qa, text/instructions, speech and noise (llasm/default/README.md names every source); WordNet lies
+# where Debian's wordnet-base puts it, or in $WORDNET. Each step is a command that a person could type; run again, the
+# script goes on where it was interrupted. The checkpoint is then in OUT_DIR/llasm-tiny, the figures in OUT_DIR/evals.
+set -euo pipefail
+data=$(realpath "${1:?usage: train/tiny.sh DATA_DIR [OUT_DIR]}")
+out=${2:-runs/tiny}
+wordnet=${WORDNET:-/usr/share/wordnet}
+bin=$(realpath "${BIN:-.venv/bin}")
+noise="[\"$data/noise/esc10\"]"
+for program in espeak-ng flite; do
+    command -v "$program" >/dev/null || { echo "train/tiny.sh: needs the program $program" >&2; exit 2; }
+done
+[ -f "$wordnet/data.noun" ] || { echo "train/tiny.sh: no WordNet in $wordnet; set WORDNET" >&2; exit 2; }
+mkdir -p "$out" && cd "$out"
+
+# What the steps took on 2 cores without AMX (180 GFLOP/s in bfloat16), scaled to this machine by a product's speed.
+"$bin/python" - <<'PY'
+import time
+import torch
+a = torch.randn(1024, 1024, dtype=torch.bfloat16)
+a @ a
+started = time.perf_counter()
+for _ in range(30):
+    a @ a
+factor = REFERENCE / (30 * 2 * 1024**3 / (time.perf_counter() - started) / 1e9)
+steps = {"speak": 95, "encode": 90, "ground": 120, "answer": 25, "align": 20, "converse": 20, "evals": 40}
+for name, minutes in steps.items():
+    print(f"{name:10} about {minutes * factor:5.0f} min")
+print(f"{'all':10} about {sum(steps.values()) * factor / 60:5.1f} h; 30 GB of disk", flush=True)
+PY
+
+"$bin/python" -m llasm.data_gen.prompts "$data/text" data/tiny/prompts --wordnet "$wordnet" --speech "$data/speech" \
+    --align 5000 --chat 3000
+"$bin/llasm" data build tiny_ground
+"$bin/llasm" data build tiny_voices --vary.noise "$noise"
+"$bin/llasm" data build tiny_align --vary.noise "$noise"
+"$bin/llasm" data build tiny_converse --vary.noise "$noise"
+"$bin/llasm" train tiny_ground --resume
+"$bin/llasm" train tiny_align --resume
+"$bin/llasm" train tiny_converse --resume
+[ -d llasm-tiny ] || "$bin/llasm" export --model runs/tiny_converse --format adapter --output llasm-tiny
