@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,39 +17,18 @@ from llasm import audio
 from llasm.tts import load_voice
 
 # Typed chat as people write it; none of it has anything to do with the facts.
-TYPED = [
-    ("What is the capital of Italy?", "The capital of Italy is Rome, a city known for its long history and its food."),
-    ("Why is the sky blue?", "Air scatters the short waves of sunlight, the blue ones, more than the long red ones."),
-    ("How do I boil an egg?", "Put the egg into boiling water for seven minutes, then cool it under cold water."),
-    ("Write a sentence about winter.", "Snow covered the quiet village, and smoke rose slowly from every chimney."),
-    (
-        "What is photosynthesis?",
-        "Photosynthesis is how plants use sunlight to make sugar from water and carbon dioxide.",
-    ),
-    (
-        "Give me a tip for learning a language.",
-        "Practice a little every day, and speak with people as early as you can.",
-    ),
-    ("Who wrote Romeo and Juliet?", "Romeo and Juliet was written by William Shakespeare near the end of the 1590s."),
-    ("What is seven times eight?", "Seven times eight is fifty-six."),
-    ("How can I sleep better?", "Go to bed at the same hour, keep the room dark, and leave your phone outside."),
-    (
-        "Explain what a computer program is.",
-        "A program is a list of instructions that a computer follows step by step.",
-    ),
-    ("Say something nice.", "You have a way of making other people feel that what they say matters."),
-    ("What should I pack for the beach?", "Take a towel, sunscreen, a hat, plenty of water, and a book you like."),
-]
+TYPED = [json.loads(line) for line in (Path(__file__).parent / "data/typed.jsonl").read_text().splitlines()]
 
 
 def perplexity(model):
-    """Of the assistant's words in typed chat."""
+    """Of the assistant's words in 60 typed exchanges, about 1,150 tokens."""
     total, n = 0.0, 0
-    for asked, answer in TYPED:
-        prompt = model.processor.apply_chat_template(
-            [{"role": "user", "content": asked}], tokenize=False, add_generation_prompt=True
+    for row in TYPED:
+        turns = [{"role": "user", "content": row["asked"]}]
+        prompt = model.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        start, ids = (
+            model.processor.tokenizer(t, return_tensors="pt")["input_ids"] for t in (prompt, prompt + row["answer"])
         )
-        start, ids = (model.processor.tokenizer(t, return_tensors="pt")["input_ids"] for t in (prompt, prompt + answer))
         with torch.inference_mode():
             logits = model.model(input_ids=ids).logits[0, start.shape[1] - 1 : -1]
         targets = ids[0, start.shape[1] :]
@@ -91,5 +71,4 @@ def test_200_rows_teach_facts_and_a_style_and_leave_typed_chat_alone(tmp_path):
     print(f"{minutes:.1f} min; facts {knows:.3f}, style {styled:.3f}, perplexity {growth:+.2%}")
     assert knows >= 0.9 and styled >= 0.9
     assert minutes <= 15
-    if growth > 0.03:  # measured: 4.0 %; the aim is not reached yet, and is not lowered
-        pytest.xfail(f"perplexity of typed chat grows by {growth:.2%}; at most 3 % are wanted")
+    assert growth <= 0.03

@@ -40,7 +40,7 @@ REPEAT_PROMPTS = (
     "Say that back to me.",
 )
 # Samples that bring a typed text along: each costs as much as a sample does.
-GUARD_SHARE = 0.5
+GUARD_SHARE = 0.25
 # Positions whose logits are held at once: 2,048 over a vocabulary of 128k are 1 GB in float32.
 LOGIT_ROWS = 2048
 
