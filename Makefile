@@ -9,10 +9,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo lint format test
+.PHONY: help install models demo lint format test train-tiny
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
 
 install: .venv/.installed  ## make .venv with everything for demo and test
 
@@ -41,3 +41,6 @@ format: install  ## let ruff rewrite what it can
 # pytest comes last, so that the last line is its own.
 test: install models lint  ## lint, then the tests that are neither slow nor gpu
 	$(BIN)/python -m pytest $(TESTS)
+
+train-tiny: install models  ## the embedded default anew, from the public text and speech in DATA (hours; goes on when run again)
+	train/tiny.sh $(DATA)

@@ -5,10 +5,10 @@
 TEXT_DIR holds `qa/*.jsonl` and `instructions/*` as their authors publish them (sources and licences are kept in every
 row's `meta`); --wordnet adds what WordNet's `data.*` files say, for `ground` only: what the aligner never saw it cannot
 name, and they hold 7,700 names and most of the dictionary. Writes `ground.jsonl`, `align.jsonl` and `chat.jsonl`
-(disjoint) and `heldout.jsonl`: all of `webquestions_devtest` and every 20th row of each other source. A prompt whose
-normalised text equals a held-out one is dropped, so nothing held out is trained on. --speech adds `speech.jsonl`,
-recordings of speechocean762 and LJ Speech, and `speech_heldout.jsonl`: 15 speakers of speechocean762, and all of
-Kathleen.
+(disjoint). Held out are all of `webquestions_devtest` and every 20th row of each other source, of which `trivia.jsonl`
+has 500 of the open trivia, to evaluate with; a prompt whose normalised text equals a held-out one is dropped. --speech
+adds `speech.jsonl`, recordings of speechocean762 and LJ Speech, and `speech_heldout.jsonl`: 15 speakers of
+speechocean762, and all of Kathleen.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from llasm.files import write_whole
 
 HELD_OUT_EVERY = 20
 HELD_OUT_SPEAKERS = 15
+N_TRIVIA = 500  # of the held-out open trivia, as `llasm eval --task custom` reads them
 MAX_WORDS, MAX_CHARS = 28, 170
 # Shares of the ground set are what is left of each source after this many rows: the open trivia
 # questions cover names best, the assistant requests repeat a few hundred templates.
@@ -207,13 +208,17 @@ def main() -> None:
     args = parser.parse_args()
     args.out_dir.mkdir(parents=True, exist_ok=True)
     prompts = build(args.text_dir, args.ground, args.align, args.chat, args.wordnet)
+    heldout = prompts.pop("heldout")
     for name, rows in prompts.items():
         lines = [{"id": row["id"], "messages": [_asked(row["text"])], "meta": row["meta"]} for row in rows]
         _write(args.out_dir / f"{name}.jsonl", lines)
+    trivia = [row for row in heldout if row["meta"]["source"] == "open_trivia"]  # type: ignore[index]
+    asked = [{"id": row["id"], "question": row["text"], **row["meta"]} for row in trivia[:N_TRIVIA]]  # type: ignore[dict-item]
+    _write(args.out_dir / "trivia.jsonl", asked)
     if args.speech:
-        training, heldout = recordings(args.speech, [str(row["text"]) for row in prompts["ground"]])
+        training, others = recordings(args.speech, [str(row["text"]) for row in prompts["ground"]])
         _write(args.out_dir / "speech.jsonl", training)
-        _write(args.out_dir / "speech_heldout.jsonl", heldout)
+        _write(args.out_dir / "speech_heldout.jsonl", others)
 
 
 def _asked(text: object) -> Row:

@@ -27,7 +27,7 @@ a @ a
 started = time.perf_counter()
 for _ in range(30):
     a @ a
-factor = REFERENCE / (30 * 2 * 1024**3 / (time.perf_counter() - started) / 1e9)
+factor = 180 / (30 * 2 * 1024**3 / (time.perf_counter() - started) / 1e9)
 steps = {"speak": 95, "encode": 90, "ground": 120, "answer": 25, "align": 20, "converse": 20, "evals": 40}
 for name, minutes in steps.items():
     print(f"{name:10} about {minutes * factor:5.0f} min")
@@ -44,3 +44,12 @@ PY
 "$bin/llasm" train tiny_align --resume
 "$bin/llasm" train tiny_converse --resume
 [ -d llasm-tiny ] || "$bin/llasm" export --model runs/tiny_converse --format adapter --output llasm-tiny
+
+# The figures of the card.
+ask() { [ -f "evals/$1/report.md" ] || "$bin/llasm" eval --model llasm-tiny --out "evals/$1" --resume --voice piper "${@:2}"; }
+ask devtest --task webquestions --data "$data/text/qa/webquestions_devtest.jsonl" --conditions speech,text,cascade
+ask trivia --task custom --data data/tiny/prompts/trivia.jsonl --conditions speech,text,cascade
+ask noise --task custom --data data/tiny/prompts/trivia.jsonl --snr 10 --noise "$data/noise/noise_misc"
+ask repeat --task transcription --data data/tiny/prompts/speech_heldout.jsonl --conditions speech,cascade
+ask follow_up --task follow_up --conditions speech,text,cascade
+ask other --task no_speech,typed
