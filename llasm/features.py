@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from llasm import audio
@@ -57,7 +58,8 @@ class FeatureCache:
     The folder belongs to one encoder. It holds segments: `NAME.frames`, the frames one after the other, and
     `NAME.jsonl`, a line [key, first frame, frames] for each clip, written after its frames, so that an interrupted run
     leaves at most unused bytes behind. Every writer has segments of its own, so runs share the folder without
-    a lock. Segments that no run has used for longest are the first to go when room is wanted.
+    a lock. Segments that no run has used for longest are the first to go when room is wanted; those that a live run
+    has written or asked to keep stay: it names them in `RUN.held` and holds `RUN.lock` while its cache is open.
     """
 
     SEGMENT_BYTES = 1 << 30
@@ -68,6 +70,7 @@ class FeatureCache:
         folder.mkdir(parents=True, exist_ok=True)
         self._index: dict[str, tuple[str, int, int]] = {}  # key → (segment, first frame, frames)
         self._maps: dict[str, np.ndarray] = {}
+        self._lock: FileLock | None = None
         self.refresh()
 
     def refresh(self) -> None:
@@ -75,7 +78,11 @@ class FeatureCache:
         self._index.clear()
         self._maps.clear()
         for file in sorted(self.folder.glob("*.jsonl")):
-            for line in file.read_text().splitlines():
+            try:
+                lines = file.read_text().splitlines()
+            except FileNotFoundError:  # another run has just made room
+                continue
+            for line in lines:
                 try:
                     key, start, n_frames = json.loads(line)
                 except ValueError:  # the last line of a killed run
@@ -107,26 +114,54 @@ class FeatureCache:
         return torch.from_numpy(mapped[start : start + n].copy()).view(torch.bfloat16)
 
     def make_room(self, n_bytes: int, limit_bytes: int, keys: Iterable[str]) -> None:
-        """Removes the longest unused segments until `n_bytes` more fit under the limit; those of `keys` stay.
+        """Removes the longest unused segments until `n_bytes` more fit under the limit.
 
-        Raises LlasmError when they do not fit even then.
+        Those of `keys` stay, and so do those of other runs at work. Raises LlasmError when they do not fit even then.
         """
-        kept = {self._index[key][0] for key in keys if key in self._index}
-        for name in kept:
-            os.utime(self._frames(name))
-        sizes = {file: file.stat() for file in self.folder.glob("*.frames")}
-        total = sum(stat.st_size for stat in sizes.values()) + n_bytes
-        for file, stat in sorted(sizes.items(), key=lambda item: item[1].st_mtime):
-            if total > limit_bytes and file.stem not in kept:
-                file.with_suffix(".jsonl").unlink(missing_ok=True)
-                file.unlink()
-                total -= stat.st_size
+        with FileLock(self.folder / "room.lock"):  # what one run removes, another must not be about to keep
+            self.refresh()
+            kept = {self._index[key][0] for key in keys if key in self._index}
+            for name in kept:
+                os.utime(self._frames(name))
+            self._hold(kept)
+            sizes = {file: file.stat() for file in self.folder.glob("*.frames")}
+            held = self._held()  # read behind the list: a writer holds a segment before the file is there
+            total = sum(stat.st_size for stat in sizes.values()) + n_bytes
+            for file, stat in sorted(sizes.items(), key=lambda item: item[1].st_mtime):
+                if total > limit_bytes and file.stem not in held:
+                    file.with_suffix(".jsonl").unlink(missing_ok=True)
+                    file.unlink()
+                    total -= stat.st_size
+            self.refresh()
         if total > limit_bytes:
+            others = sum(stat.st_size for file, stat in sizes.items() if file.stem in held - kept)
+            beside = f", beside {others / 1e9:.1f} GB of other runs at work" if others else ""
             raise LlasmError(
-                f"cache_gb is {limit_bytes / 1e9:g}, but the encoder frames of this data take {total / 1e9:.1f} GB in "
-                f"{self.folder}; raise cache_gb, or train on less data"
+                f"cache_gb is {limit_bytes / 1e9:g}, but the encoder frames of this data take "
+                f"{(total - others) / 1e9:.1f} GB in {self.folder}{beside}; raise cache_gb, or train on less data"
             )
-        self.refresh()
+
+    def _hold(self, names: Iterable[str]) -> None:
+        """No run removes these segments while this cache is open."""
+        if self._lock is None:
+            self._lock = FileLock(self.folder / f"{uuid.uuid4().hex}.lock")
+            self._lock.acquire()  # before the list is there: a list without a lock is a dead run's
+        with open(Path(self._lock.lock_file).with_suffix(".held"), "a") as held:
+            held.writelines(f"{name}\n" for name in names)
+
+    def _held(self) -> set[str]:
+        """The segments that live runs hold; what dead ones have left of their lists is cleared away."""
+        names: set[str] = set()
+        for file in self.folder.glob("*.held"):
+            lock = FileLock(file.with_suffix(".lock"))
+            try:
+                with lock.acquire(timeout=0):
+                    file.unlink()
+            except Timeout:
+                names.update(file.read_text().split())
+            else:
+                file.with_suffix(".lock").unlink(missing_ok=True)
+        return names
 
     def add_all(
         self,
@@ -176,6 +211,7 @@ class FeatureCache:
                 if data is None or data.tell() > self.SEGMENT_BYTES:
                     segment.close()
                     name = uuid.uuid4().hex
+                    self._hold([name])
                     data = segment.enter_context(open(self._frames(name), "wb"))
                     index = segment.enter_context(open(self.folder / f"{name}.jsonl", "w"))
                 start = data.tell() // (2 * self.d_encoder)

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -382,3 +384,31 @@ def test_the_longest_unused_frames_make_room(tmp_path):
     assert "a" in cache and "b" not in cache
     with pytest.raises(LlasmError, match="raise cache_gb"):
         cache.make_room(n_bytes=2 * size, limit_bytes=2 * size, keys=["a"])
+
+
+def test_what_a_live_run_uses_or_writes_is_not_removed_for_another(tmp_path):
+    clips, extractor = some_clips(a=16000, b=16000, c=16000), WhisperFeatureExtractor()
+    for key in ("a", "b"):  # a segment each, of runs that are over
+        FeatureCache(tmp_path, 80).add_all([(key, clips[key])], extractor, encode_mels)
+    size = next(tmp_path.glob("*.frames")).stat().st_size
+    code = (
+        "import sys; from llasm.features import FeatureCache; from pathlib import Path\n"
+        f"cache = FeatureCache(Path({str(tmp_path)!r}), 80); cache.make_room(0, {9 * size}, ['a'])\n"
+        "print('ready', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "ready\n"
+        writing = FeatureCache(tmp_path, 80)
+        writing.add_all([("c", clips["c"])], extractor, encode_mels)
+        cache = FeatureCache(tmp_path, 80)
+        with pytest.raises(LlasmError, match=r"of this data take .* beside .* of other runs at work; raise cache_gb"):
+            cache.make_room(n_bytes=size, limit_bytes=size, keys=[])
+        assert [key for key in clips if key in FeatureCache(tmp_path, 80)] == ["a", "c"]
+        other.kill()
+    cache.make_room(n_bytes=size, limit_bytes=2 * size, keys=[])
+    assert "a" not in cache and "c" in cache
+    del writing
+    cache.make_room(n_bytes=size, limit_bytes=size, keys=[])
+    assert len(list(tmp_path.glob("*.held"))) == 1 and not list(tmp_path.glob("*.frames"))
