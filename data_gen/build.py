@@ -15,17 +15,14 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from llasm.errors import LlasmError
-from llasm.files import write_whole
+from llasm.files import claimed, jsonl, write_whole
 from llasm.records import BadRow
 
 from . import vary
@@ -61,7 +58,10 @@ def build(recipe: Recipe) -> Path:
     _tell(faults, recipe.on_error)
     if not rows:
         raise LlasmError("data build: the sources hold no good row")
-    with _claimed(output) as root:
+    root = output / ".stages"
+    with claimed(output, (root,), root / "lock", "llasm data build", "--output"):
+        for partial in output.rglob("*.part"):  # of a run that was killed
+            partial.unlink()
         return _built(recipe, rows, faults, stages, voices, output, root)
 
 
@@ -144,26 +144,6 @@ def _tell(faults: list[BadRow], on_error: str) -> None:
     if faults and on_error == "fail":
         n = len(faults)
         raise LlasmError(f"data build: {n} bad row{'s' * (n > 1)}; mend them, or go on without: --on-error skip")
-
-
-@contextmanager
-def _claimed(output: Path) -> Iterator[Path]:
-    """The folder of the stages' blocks, for this process alone; refuses a folder that holds something else."""
-    root = output / ".stages"
-    if output.exists() and not root.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise LlasmError(f"{output}: is there already and no data set of this command; choose another --output")
-    root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise LlasmError(f"{output}: another llasm data build is at work in it") from None
-    try:
-        for partial in output.rglob("*.part"):  # of a run that was killed
-            partial.unlink()
-        yield root
-    finally:
-        lock.release()
 
 
 def _key(*parts: Any) -> str:
@@ -277,11 +257,10 @@ def _fault_row(fault: BadRow) -> Row:
 
 
 def _write_dropped(rows: Iterable[Row], output: Path) -> None:
-    lines = []
+    entries = []
     for row in rows:
         said = {**row["dropped"], "origin": row["meta"]["origin"]}
         voice = row["meta"].get("voice")
         texts = {"texts": user_texts(row), "messages": row["messages"]} if row["messages"] else {}
-        line = {"id": row["id"], **said, **({"voice": voice} if voice else {}), **texts}
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    write_whole(output / "dropped.jsonl", "".join(lines))
+        entries.append({"id": row["id"], **said, **({"voice": voice} if voice else {}), **texts})
+    write_whole(output / "dropped.jsonl", jsonl(entries))

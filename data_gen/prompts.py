@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from llasm.files import write_whole
+from llasm.files import jsonl, write_whole
 
 HELD_OUT_EVERY = 20
 HELD_OUT_SPEAKERS = 15
@@ -226,7 +226,7 @@ def _asked(text: object) -> Row:
 
 
 def _write(path: Path, rows: list[Row]) -> None:
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_whole(path, jsonl(rows))
     print(f"{path}: {len(rows)} rows")
 
 

@@ -22,12 +22,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from tqdm import tqdm
 
 from llasm import checkpoint, weights
 from llasm.errors import LlasmError
-from llasm.files import jsonl, open_log, read_log, write_whole
+from llasm.files import claimed, jsonl, open_log, read_log, write_whole
 from llasm.spread import RUNNERS, n_gpus
 
 from . import results
@@ -71,7 +71,8 @@ def evaluate(settings: Settings) -> Path:
     for task in settings.tasks:
         if task not in planned:
             raise LlasmError(f"task {task}: nothing to ask under conditions {settings.conditions}")
-    with _claimed(out, log):
+    # The log's folder alone: a run that was killed before run.json was written.
+    with claimed(out, (out / "run.json", logs), log.with_suffix(".lock"), "llasm eval", "--out"):
         with _alone(out):
             _write_plan(out, facts, items)
         mine = results.plan(facts, items[index::n_parts])
@@ -209,24 +210,6 @@ def _git_revision() -> str | None:
         return git("describe", "--always", "--abbrev=40", "--dirty", "--exclude", "*")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-@contextmanager
-def _claimed(out: Path, log: Path) -> Iterator[None]:
-    if out.exists() and not out.is_dir():
-        raise LlasmError(f"{out}: is a file; choose another --out")
-    if out.exists() and any(out.iterdir()) and not (out / "run.json").exists() and not log.parent.exists():
-        raise LlasmError(f"{out}: holds something else than an evaluation; choose another --out")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(log.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise LlasmError(f"{out}: another llasm eval is at work on this shard") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

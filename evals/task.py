@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llasm.errors import LlasmError
-from llasm.records import BadRow, Record, locate, records
+from llasm.records import BadRow, Record, hub_id, locate, records
 
 from .items import Item, Kind, checked
 
@@ -46,9 +46,9 @@ class Task:
 
     def _items(self, data: str) -> Iterator[Item]:
         if not Path(data).exists():
-            name, split, config = _hub(data)
-            for where, record in records(name, split, config):
-                place = where if config is None else f"{name}/{config}/{split}:{where.rpartition(':')[2]}"
+            name, config, split = hub_id(data)
+            for where, record in records(data, "test"):
+                place = f"{name}/{config}/{split or 'test'}:{where.rpartition(':')[2]}" if config else where
                 if (item := self._item(record, place)) is not None:
                     yield item
             return
@@ -88,13 +88,6 @@ class Task:
                 # A KeyError says only the key.
                 reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
         return Item(id=row_id(where), task=self.name, kind=self.kind, fault=f"{where}: {reason}")
-
-
-def _hub(data: str) -> tuple[str, str, str | None]:
-    """`owner/name:config:split` → what `records` takes."""
-    name, _, rest = data.partition(":")
-    config, _, split = rest.partition(":")
-    return name, split or "test", config or None
 
 
 def row_id(where: str) -> str:

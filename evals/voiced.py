@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 
 from tqdm import tqdm
 
 from llasm import audio, weights
 from llasm.draws import seed_of
 from llasm.errors import LlasmError
+from llasm.files import write_whole
 from llasm.tts import TTSEngine, UnspeakableText, find_voice, identity_of, load_voice
 from llasm.tts.speakable import speakable
 
@@ -66,15 +65,9 @@ def _clip_of(text: str, language: str, spec: str, identity: str) -> str:
     if not path.exists():
         # Drawn from the text, so that two data sets with the same question share its speech.
         wave = engine.synthesize(speakable(text, language), voice, 1.0, seed_of(f"voiced/{text}") % 2**32)
-        _write(path, audio.to_flac_bytes(audio.decode((engine.sample_rate, wave))))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, audio.to_flac_bytes(audio.decode((engine.sample_rate, wave))))
+        except OSError as error:
+            raise LlasmError(f"{path}: cannot write speech ({error}); LLASM_HOME moves the cache") from error
     return str(path)
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        raise LlasmError(f"{path}: cannot write speech ({error}); LLASM_HOME moves the cache") from error

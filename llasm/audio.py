@@ -17,7 +17,6 @@ import re
 import stat
 import struct
 import urllib.parse
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llasm.errors import LlasmError
+from llasm.files import write_whole
 
 SAMPLE_RATE = 16_000  # samples per second (Hz)
 HOP_LENGTH = 160  # samples per mel frame: 100 mel frames per second
@@ -130,15 +130,11 @@ def write_wav(path: str | os.PathLike[str], wave: NDArray[Any], sample_rate: int
     if not target.parent.is_dir():
         raise LlasmError(f"{name}: cannot write, its folder does not exist; create {_shown(target.parent)} first")
     content = _encode(wave, sample_rate, "WAV", name)
-    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_bytes(content)
-        temporary.replace(target)
+        write_whole(target, content)
     except OSError as error:
         reason = _reason(error)
         raise LlasmError(f"{name}: cannot write ({reason}); give a name in a writable folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def to_flac_bytes(wave: NDArray[Any], sample_rate: int = SAMPLE_RATE) -> bytes:

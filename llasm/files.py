@@ -1,25 +1,51 @@
-"""Files that a kill leaves whole: written at once, or appended to line by line."""
+"""Files that a kill leaves whole: written at once, or appended to line by line; folders that one process writes."""
 
 from __future__ import annotations
 
 import json
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
+
+from filelock import FileLock, Timeout
 
 from llasm.errors import LlasmError
 
 
-def write_whole(path: Path, text: str) -> None:
-    """A text file, whole or not at all."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """A file, whole or not at all; text as UTF-8."""
     # A name of its own: another process may be writing the same file.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(folder: Path, marks: Iterable[Path], lock: Path, command: str, option: str) -> Iterator[None]:
+    """The folder that a command writes, or the part of it that `lock` stands for, for this process alone.
+
+    marks: one of them is there where the command has been at work before. option: names the folder.
+    Raises LlasmError where the folder holds something else, or another process has the lock.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise LlasmError(f"{folder}: is a file; choose another {option}")
+    if folder.exists() and any(folder.iterdir()) and not any(mark.exists() for mark in marks):
+        raise LlasmError(f"{folder}: holds something else than {command} writes; choose another {option}")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise LlasmError(f"{folder}: another {command} is at work in it ({lock.relative_to(folder)} is held)") from None
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def jsonl(rows: Iterable[Any]) -> str:

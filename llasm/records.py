@@ -32,21 +32,27 @@ class BadRow(LlasmError):
         self.where, self.reason = where, reason
 
 
-def records(path: str, split: str = "train", config: str | None = None) -> Iterator[tuple[str, Record | BadRow]]:
+def hub_id(path: str) -> tuple[str, str | None, str | None]:
+    """`owner/name[:config[:split]]` → (name, configuration, split)."""
+    name, _, rest = path.partition(":")
+    config, _, split = rest.partition(":")
+    return name, config or None, split or None
+
+
+def records(path: str, split: str = "train") -> Iterator[tuple[str, Record | BadRow]]:
     """("file:row", record) of a file, a folder or a hub id; `locate` finds the audio.
 
     A hub id may name its configuration and split: `owner/name:config:split`. `split` also picks one of a saved
     DatasetDict. Raises LlasmError when there is nothing of a known layout at `path`.
     """
     place = Path(path)
-    name, _, rest = path.partition(":")
-    named_config, _, named_split = rest.partition(":")
+    name, config, named_split = hub_id(path)
     if place.is_file():
         yield from _file_records(place)
     elif place.is_dir():
         yield from _folder_records(place, split)
     elif name.count("/") <= 1 and not name.startswith((".", "/", "~")) and not Path(name).suffix:
-        yield from _hub_records(name, named_split or split, named_config or config)
+        yield from _hub_records(name, named_split or split, config)
     else:
         raise LlasmError(f"{path}: no such file or folder")
 

@@ -208,7 +208,7 @@ def test_heads_of_tables_in_another_case(tmp_path):
 
 def test_a_hub_subset_is_its_group(tmp_path, monkeypatch):
     row = {"prompt": "How?", "audio": {"bytes": b"x"}}
-    monkeypatch.setattr(task, "records", lambda name, split, config: iter([(f"{name}:1", row)]))
+    monkeypatch.setattr(task, "records", lambda data, split: iter([("hlt-lab/voicebench:1", row)]))
     [item] = TASKS["voicebench_open"].read(None)
     assert item.group == "commoneval" and item.id == "commoneval/test-1"
 
