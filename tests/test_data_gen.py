@@ -240,7 +240,7 @@ def test_answers_come_from_the_words_of_recordings_and_truncation_is_marked(monk
     ]
     mute = {**rows[0], "messages": [{"role": "user", "content": [{"type": "audio", "text": None}]}]}
     monkeypatch.setattr(respond, "generator_for", lambda llm, url: generator)
-    done = RespondStage("x", None, False, 8, Recipe(output="x", input="y").filter)([*rows, mute])
+    done = RespondStage("x", None, False, 8, Recipe(output="x", input="y").filter, 0.0, 0)([*rows, mute])
     assert generator.batch[0] == [{"role": "user", "content": "France is nice.\nIts capital?"}]
     assert [row["meta"].get("truncated") for row in done] == [False, True, False, None]
     assert [row.get("dropped", {}).get("reason") for row in done] == [
