@@ -52,7 +52,13 @@ class StageTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset: Any = self.train_dataset
-        return LengthGroupedOrder(dataset.lengths, self.recipe.batch_size, self.recipe.seed)
+        self._order = LengthGroupedOrder(dataset.lengths, self.recipe.batch_size, self.recipe.seed)
+        return self._order
+
+    def _run_epoch(self, model: Any, epoch: int, *args: Any, **kwargs: Any) -> None:
+        # The Trainer's own word does not reach it where several processes skip what was seen before a resume.
+        self._order.set_epoch(epoch)
+        super()._run_epoch(model, epoch, *args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> tuple[list, None]:
         """The parts of one optimiser step; `counts` becomes the step's own, over all parts and processes."""
