@@ -94,10 +94,14 @@ def read_samples(folders: list[str]) -> list[Sample]:
     return samples
 
 
-def open_cache(model: Any, cache_dir: str | None) -> FeatureCache:
-    """The cache of this model's encoder, shared by all runs: its folder is named after the encoder's hash."""
+def cache_folder(config: Any, cache_dir: str | None) -> Path:
+    """Where all runs share the frames of this model's encoder: named after its hash, where that is known yet."""
     root = Path(cache_dir) if cache_dir else weights.home() / "features"
-    return FeatureCache(root / model.config.bases["audio"]["sha256"][:16], model.config.audio_config.d_model)
+    return root / ((config.bases.get("audio") or {}).get("sha256") or "")[:16]
+
+
+def open_cache(model: Any, cache_dir: str | None) -> FeatureCache:
+    return FeatureCache(cache_folder(model.config, cache_dir), model.config.audio_config.d_model)
 
 
 def encode_missing(

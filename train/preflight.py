@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from llasm import audio, checkpoint, weights
 from llasm.errors import LlasmError
+from llasm.features import FeatureCache
 
 from .conversation import Renderer, with_texts
-from .data import Sample
+from .data import Sample, cache_folder
 from .recipe import Lora, Recipe
 from .spoken import GUARD_SHARE, LOGIT_ROWS
 
@@ -318,9 +319,9 @@ def _check_disk(recipe: Recipe, config: Any, samples: list[Sample], parameters: 
     """Room for the encoder's frames and for two snapshots."""
     frames = sum(s.seconds + 1 for s in samples) * 50 * config.audio_config.d_model * 2
     trained = sum(n for _, n in parameters.values())
-    cache = Path(recipe.cache) if recipe.cache else weights.home() / "features"
+    cache = cache_folder(config, recipe.cache)
     for name, folder, needed in (
-        ("the encoder's frames", cache, _missing_share(cache, config, samples) * frames),
+        ("the encoder's frames", cache, _missing_share(cache, config.audio_config.d_model, samples) * frames),
         ("snapshots", Path(recipe.output), 3 * 12 * trained),
     ):
         free = shutil.disk_usage(_existing(folder)).free
@@ -331,15 +332,11 @@ def _check_disk(recipe: Recipe, config: Any, samples: list[Sample], parameters: 
             )
 
 
-def _missing_share(cache: Path, config: Any, samples: list[Sample]) -> float:
+def _missing_share(folder: Path, d_encoder: int, samples: list[Sample]) -> float:
     """The share of the clips that the cache does not hold yet."""
-    from llasm.features import FeatureCache
-
-    digest = (config.bases.get("audio") or {}).get("sha256") or ""
-    folder = cache / digest[:16]
-    if not digest or not folder.is_dir():
+    if not folder.is_dir():
         return 1.0
-    known = FeatureCache(folder, config.audio_config.d_model)
+    known = FeatureCache(folder, d_encoder)
     keys = [key for sample in samples for key in sample.keys]
     return sum(key not in known for key in keys) / max(1, len(keys))
 
