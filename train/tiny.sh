@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The embedded default from public text and recordings to figures: data → ground → align → converse → evals.
+# The embedded default from public text and recordings to figures: data → ground → align → chat → evals.
 #
 #   train/tiny.sh DATA_DIR [OUT_DIR]      (make train-tiny DATA=DATA_DIR)
 #
@@ -28,7 +28,7 @@ started = time.perf_counter()
 for _ in range(30):
     a @ a
 factor = 180 / (30 * 2 * 1024**3 / (time.perf_counter() - started) / 1e9)
-steps = {"speak": 95, "encode": 90, "ground": 120, "answer": 25, "align": 20, "converse": 20, "evals": 40}
+steps = {"speak": 95, "encode": 90, "ground": 120, "answer": 25, "align": 20, "chat": 20, "evals": 40}
 for name, minutes in steps.items():
     print(f"{name:10} about {minutes * factor:5.0f} min")
 print(f"{'all':10} about {sum(steps.values()) * factor / 60:5.1f} h; 30 GB of disk", flush=True)
@@ -39,11 +39,11 @@ PY
 "$bin/llasm" data build tiny_ground
 "$bin/llasm" data build tiny_voices --vary.noise "$noise"
 "$bin/llasm" data build tiny_align --vary.noise "$noise"
-"$bin/llasm" data build tiny_converse --vary.noise "$noise"
+"$bin/llasm" data build tiny_default_chat --vary.noise "$noise"
 "$bin/llasm" train tiny_ground --resume
 "$bin/llasm" train tiny_align --resume
-"$bin/llasm" train tiny_converse --resume
-[ -d llasm-tiny ] || "$bin/llasm" export --model runs/tiny_converse --format adapter --output llasm-tiny
+"$bin/llasm" train tiny_default_chat --resume
+[ -d llasm-tiny ] || "$bin/llasm" export --model runs/tiny_default_chat --format adapter --output llasm-tiny
 
 # The figures of the card.
 ask() { [ -f "evals/$1/report.md" ] || "$bin/llasm" eval --model llasm-tiny --out "evals/$1" --resume --voice piper "${@:2}"; }
