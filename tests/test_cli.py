@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from llasm import cli
 from llasm.cli import main
 from llasm.errors import LlasmError
 from llasm.terminal import parse_turn
@@ -57,3 +58,19 @@ def test_turns_of_the_interactive_chat(tmp_path):
     assert parse_turn("hello")[0]["text"] == "hello"
     with pytest.raises(LlasmError, match="unknown command"):
         parse_turn("/nosuch")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "runs/mine/x"), "llasm: runs/mine/x: No space left on device\n"),
+        (OSError("the server has gone"), "llasm: the server has gone\n"),
+    ],
+)
+def test_what_the_disk_refuses_is_one_line(monkeypatch, capsys, error, said):
+    def fails(argv):
+        raise error
+
+    monkeypatch.setitem(cli._OWN_OPTIONS, "train", fails)
+    assert main(["train", "x"]) == 2
+    assert capsys.readouterr().err == said
