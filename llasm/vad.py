@@ -13,14 +13,17 @@ import torch
 from llasm import audio
 
 
-@lru_cache(maxsize=1)
-def _model() -> Any:
+def load_model() -> Any:
+    """A silero-vad model of one's own: it keeps state from window to window, so two streams cannot share one."""
     n_threads = torch.get_num_threads()
     from silero_vad import load_silero_vad
 
     model = load_silero_vad()
     torch.set_num_threads(n_threads)  # importing silero_vad sets it to 1 for the whole process
     return model
+
+
+_model = lru_cache(maxsize=1)(load_model)
 
 
 def speech_spans(wave: audio.Wave, min_silence_ms: int = 300) -> list[tuple[int, int]]:
