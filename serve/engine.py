@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -73,6 +73,8 @@ class Answer:
         self.n_prompt_tokens = 0
         """Audio tokens included."""
         self.n_new_tokens = 0
+        self.when_done: Callable[[Answer], None] | None = None
+        """Called in the event loop once nothing more comes; may be set until control returns to the loop."""
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
         self.cancelled = threading.Event()
@@ -90,9 +92,14 @@ class Answer:
     def put(self, piece: str | BaseException | None) -> None:
         """The next piece, an error, or None at the end; from any thread."""
         try:
-            self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
+            self._loop.call_soon_threadsafe(self._deliver, piece)
         except RuntimeError:  # its event loop has ended, so nobody reads it
             self.cancel()
+
+    def _deliver(self, piece: str | BaseException | None) -> None:
+        self._pieces.put_nowait(piece)
+        if not isinstance(piece, str) and self.when_done is not None:
+            self.when_done(self)
 
 
 class Engine(Protocol):
