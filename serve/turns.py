@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 
 import numpy as np
+import soxr
 import torch
 
 from llasm import audio, vad
+from llasm.errors import LlasmError
 
 WINDOW = 512  # samples: what silero-vad reads at a time at 16 kHz (32 ms)
 PAUSE_SECONDS = 0.8  # seconds of silence that end a turn
@@ -16,6 +19,7 @@ TAIL_SECONDS = 0.25  # seconds of the pause that stay in the turn
 SPEAKING_SECONDS = 0.16  # seconds of speech that count as barging in: more than a click or a cough
 SHORTEST_SECONDS = 0.25  # seconds of speech that make a turn
 LONGEST_SECONDS = 60.0  # seconds after which a turn ends by itself
+MIN_RATE, MAX_RATE = 8_000, 192_000  # Hz of a microphone
 
 
 def _windows(seconds: float) -> int:
@@ -70,3 +74,35 @@ class TurnDetector:
         else:
             self._vad.reset_states()
         return np.concatenate(turn) if n_speech >= _windows(SHORTEST_SECONDS) else None
+
+
+class Microphone:
+    """What a browser's microphone sends, from the button's first press to its last.
+
+    Hands-free it gives a turn at each pause; otherwise one, everything, when it ends. Safe to use from several threads.
+    """
+
+    def __init__(self, sample_rate: int, hands_free: bool, longest_seconds: float = LONGEST_SECONDS) -> None:
+        if not MIN_RATE <= sample_rate <= MAX_RATE:
+            raise LlasmError(f"microphone: its sample rate is {sample_rate}; give {MIN_RATE} to {MAX_RATE} Hz")
+        self._to_16k = soxr.ResampleStream(sample_rate, audio.SAMPLE_RATE, 1, dtype="float32")
+        self._detector = TurnDetector(longest_seconds=longest_seconds) if hands_free else None
+        self._held: list[audio.Wave] = []
+        self._room = round(longest_seconds * audio.SAMPLE_RATE)  # samples that may still be held
+        self._lock = threading.Lock()
+
+    @property
+    def speaking(self) -> bool:
+        """Hands-free: whether the user has begun a turn."""
+        return self._detector is not None and self._detector.speaking
+
+    def feed(self, pcm: bytes, last: bool = False) -> list[audio.Wave]:
+        """The turns that end in these 16-bit little-endian samples, or with them if they are the last."""
+        with self._lock:
+            samples = np.frombuffer(pcm[: len(pcm) // 2 * 2], "<i2").astype(np.float32) / 32768
+            wave = self._to_16k.resample_chunk(samples, last=last)
+            if self._detector is not None:
+                return self._detector.feed(wave)
+            self._held.append(wave[: self._room])
+            self._room -= len(self._held[-1])
+            return [np.concatenate(self._held)] if last else []
