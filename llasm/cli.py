@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_chat(jobs)
     _add_models(jobs)
     _add_export(jobs)
+    jobs.add_parser("serve", help="the web demo and an OpenAI-compatible API on one port: llasm serve --help")
     jobs.add_parser("data", help="make, check and export spoken data sets: llasm data --help")
     jobs.add_parser("train", help="run a recipe: llasm train RECIPE [--key value …]; llasm train --help")
     jobs.add_parser("eval", help="ask a model a set of spoken questions and score it: llasm eval --help")
@@ -150,6 +151,16 @@ def _export(args: argparse.Namespace) -> None:
 
     {"merged": checkpoint.merge, "adapter": checkpoint.copy_adapter}[args.format](args.model, args.output)
     print(args.output)
+
+
+def _serve(argv: list[str]) -> None:
+    from llasm.serve.settings import load_settings
+
+    settings = load_settings(argv)
+    quiet()
+    from llasm.serve.server import serve
+
+    serve(settings)
 
 
 _DATA_HELP = """\
@@ -287,7 +298,7 @@ def _eval_report(argv: list[str]) -> None:
 
 
 # Jobs whose options are the fields of a dataclass in their room; the room parses them.
-_OWN_OPTIONS: dict[str, Callable[[list[str]], None]] = {"data": _data, "train": _train, "eval": _eval}
+_OWN_OPTIONS: dict[str, Callable[[list[str]], None]] = {"serve": _serve, "data": _data, "train": _train, "eval": _eval}
 
 if __name__ == "__main__":
     sys.exit(main())

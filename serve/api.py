@@ -36,11 +36,18 @@ METHODS = {
 }
 
 
-def application(engine: Engine, speaker: Speaker, settings: Settings) -> tuple[App, Serving]:
-    """The page and the API behind the guard."""
+def application(engine: Engine, speaker: Speaker, settings: Settings, page: bool = False) -> tuple[App, Serving]:
+    """The API, with `page` also the web demo, behind the guard."""
     serving = Serving(engine, speaker, settings)
-    app: App = routes(serving)
-    app = Guard(app, settings.api_key, settings.host_names, settings.max_body_bytes)
+    api = routes(serving)
+    if page:
+        import gradio
+
+        from . import demo
+
+        blocks = demo.build(serving.engine, speaker, settings)
+        api = gradio.mount_gradio_app(api, blocks, path="/", max_file_size=settings.max_body_bytes, **demo.look())
+    app: App = Guard(api, settings.api_key, settings.host_names, settings.max_body_bytes)
     return Observed(app, serving.metrics), serving
 
 

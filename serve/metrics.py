@@ -31,6 +31,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        self.in_flight = 0
+        """Requests below /v1 whose answer is not wholly sent."""
         self.requests = Counter(
             "llasm_requests", "Requests by route and status", ["route", "status"], registry=registry
         )
@@ -117,9 +119,11 @@ class Observed:
                 status = message["status"]
             await send(message)
 
+        self.metrics.in_flight += path.startswith("/v1/")
         try:
             await self.app(scope, receive, send_on)
         finally:
+            self.metrics.in_flight -= path.startswith("/v1/")
             route = next((known for known in ROUTES if path == known or path.startswith(known + "/")), "page")
             self.metrics.requests.labels(route, str(status)).inc()
             if route not in ("page", "/health", "/metrics"):

@@ -17,9 +17,9 @@ KEY_VARIABLE = "LLASM_API_KEY"
 class Settings:
     """One server: the web demo at `/` and OpenAI's API below `/v1`, in one process."""
 
-    model: str = "llasm-tiny"
-    """llasm-tiny, a checkpoint's directory or a hub id; with `engine` the model's name at that server (by default the
-    only one that it serves)."""
+    model: str | None = None
+    """llasm-tiny (the default), a checkpoint's directory or a hub id; with `engine` the model's name at that server (by
+    default the only one that it serves)."""
     name: str | None = None
     """What clients call the model; by default the last part of `model`."""
     host: str = "127.0.0.1"
