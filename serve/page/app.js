@@ -259,7 +259,10 @@ window.llasm = (() => {
   });
   document.addEventListener("keydown", (event) => {
     awake();
-    if (event.key === "Escape") { if (mic?.mode === "talk") stop(true); else interrupt(); }
+    if (event.key !== "Escape") return;
+    if (mic?.mode === "talk") stop(true);
+    else if (document.querySelector("#settings.open")) settings();
+    else interrupt();
   });
   document.addEventListener("pointerdown", awake);
   window.addEventListener("pagehide", () => stop(true));
