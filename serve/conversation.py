@@ -87,11 +87,11 @@ class Conversation:
 
         found: list[tuple[int, dict[str, Any]]] = []
         for i, said in enumerate(self.said):
-            contents: list[Any] = [gr.HTML(shown) for shown in said.players]
+            contents: list[Any] = [gr.HTML(shown, js_on_load=None) for shown in said.players]
             if said.text or (said.role == "assistant" and not said.caption):
                 contents.append(said.text or "…")
             if said.caption:
-                contents.append(gr.HTML(said.caption))
+                contents.append(gr.HTML(said.caption, js_on_load=None))
             found += [(i, {"role": said.role, "content": content}) for content in contents]
         return found
 

@@ -22,6 +22,7 @@ from llasm import audio
 from .conversation import Conversation, Said
 from .engine import Engine
 from .host import Host, Options
+from .settings import Settings
 from .speech import Speaker
 
 PAGE = Path(__file__).with_name("page")
@@ -44,8 +45,8 @@ def look() -> dict[str, Any]:
     }
 
 
-def build(engine: Engine, speaker: Speaker, settings: Any) -> gr.Blocks:
-    """The page. Of the settings only the longest recording in seconds is read."""
+def build(engine: Engine, speaker: Speaker, settings: Settings) -> gr.Blocks:
+    """The page. Of the settings it reads the longest recording and the longest answer."""
     host = Host(engine, speaker, settings.max_audio_seconds)
     with gr.Blocks(title=f"{engine.name} · voice chat", fill_height=True, delete_cache=(600, 600)) as blocks:
         parts = {
@@ -73,7 +74,7 @@ def build(engine: Engine, speaker: Speaker, settings: Any) -> gr.Blocks:
                     min_width=0,
                 )
                 parts["box"] = _box()
-        _events(blocks, host, parts, _settings(speaker))
+        _events(blocks, host, parts, _drawer(speaker, settings.max_new_tokens))
     return blocks
 
 
@@ -140,7 +141,7 @@ def _box() -> gr.MultimodalTextbox:
     )
 
 
-def _settings(speaker: Speaker) -> list[gr.components.Component]:
+def _drawer(speaker: Speaker, max_new_tokens: int) -> list[gr.components.Component]:
     """The drawer at the side: the inputs of every question, in the order of `Options`."""
     with gr.Sidebar(position="right", open=False, elem_id="settings", width=340):
         gr.HTML("<h2>Settings</h2>", js_on_load=None)
@@ -150,7 +151,8 @@ def _settings(speaker: Speaker) -> list[gr.components.Component]:
         voice = gr.Dropdown(voices, value=speaker.voice, label="Voice", filterable=len(voices) > 8)
         temperature = gr.Slider(0, 1.5, 0, step=0.05, label="Temperature", info="0: always the likeliest word")
         top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p")
-        length = gr.Slider(16, 512, 256, step=16, label="Longest answer, in tokens")
+        longest = max(1, min(1024, max_new_tokens))
+        length = gr.Slider(1, longest, min(256, longest), step=1, label="Longest answer, in tokens")
     return [system, speaks, voice, temperature, top_p, length]
 
 

@@ -16,8 +16,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("data_gen", "train", "evals", "serve")
-# These load a room inside the function that needs it; nothing else in llasm/ names one.
-LAZY = {ROOT / "llasm" / "cli.py", ROOT / "llasm" / "demo.py"}
+# It loads a room inside the function that needs it; nothing else in llasm/ names one.
+LAZY = {ROOT / "llasm" / "cli.py"}
 
 
 def sources(*folders: str) -> list[Path]:
