@@ -129,8 +129,9 @@ def _errors(app: FastAPI) -> None:
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
-    """The fault that lies deepest in the request: of a union's branches it is the one that was meant."""
-    fault = max(error.errors(), key=lambda fault: len(fault["loc"]))
+    """The fault that lies deepest in the request, and is of a value rather than a type: of the branches of a union that
+    is in the one that was meant."""
+    fault = max(error.errors(), key=lambda fault: (len(fault["loc"]), not str(fault["type"]).endswith("_type")))
     if fault["type"] == "json_invalid":
         return ApiError(f"the body is not JSON: {fault['ctx']['error']} at character {fault['loc'][-1]}")
     param = _field(fault["loc"][1:], error.body)

@@ -272,7 +272,8 @@ class _Turn:
                 if isinstance(delta, BaseException):
                     raise delta
                 yield delta
-            yield {"audio": {"id": _audio_id(text), "expires_at": self._expiry()}}
+            yield {"audio": {"id": _audio_id(text)}}
+            yield {"audio": {"expires_at": self._expiry()}}
         finally:
             speaking.cancel()
 

@@ -1,4 +1,4 @@
-"""An engine that answers at once or at the pace of the test, and a speaker that hums: for `llasm serve` without a model."""
+"""For `llasm serve` without a model: an engine that answers at once or at the pace of a test, a speaker that hums."""
 
 from __future__ import annotations
 
