@@ -74,7 +74,7 @@ def build(engine: Engine, speaker: Speaker, settings: Settings) -> gr.Blocks:
                     min_width=0,
                 )
                 parts["box"] = _box()
-        _events(blocks, host, parts, _drawer(speaker, settings.max_new_tokens))
+        _Page(host, parts).connect(blocks, parts, _drawer(speaker, settings.max_new_tokens))
     return blocks
 
 
@@ -156,11 +156,6 @@ def _drawer(speaker: Speaker, max_new_tokens: int) -> list[gr.components.Compone
     return [system, speaks, voice, temperature, top_p, length]
 
 
-def _row(index: int | tuple[int, int]) -> int:
-    """Of the conversation as it is shown; older layouts of Gradio's number pairs."""
-    return index if isinstance(index, int) else index[0]
-
-
 def _voice_name(voice: str) -> str:
     engine, _, name = voice.partition(":")
     return f"{name} ({engine})"
@@ -175,101 +170,111 @@ def _examples() -> list[tuple[str, Path | None]]:
     return [(row["text"], EXAMPLES / row["file"]) for row in rows]
 
 
-def _events(blocks: gr.Blocks, host: Host, parts: dict[str, Any], options: list[gr.components.Component]) -> None:
-    """Who asks: the box, the microphone, an example, an edit, a retry; and what else changes the conversation."""
-    wire, chat, status, box = parts["wire"], parts["chat"], parts["status"], parts["box"]
+class _Page:
+    """What the page's events do: who asks, and what else changes the conversation."""
 
-    def talk_of(request: gr.Request) -> Conversation:
-        return host.sessions.of(str(request.session_hash))
+    def __init__(self, host: Host, parts: dict[str, Any]) -> None:
+        self.host = host
+        self.wire, self.chat, self.status, self.box = (parts[name] for name in ("wire", "chat", "status", "box"))
 
-    async def answer(talk: Conversation, chosen: tuple[Any, ...]) -> AsyncIterator[dict[Any, Any]]:
-        """The answer to what waits, as updates of the page at most every FRAME_SECONDS."""
+    def connect(self, blocks: gr.Blocks, parts: dict[str, Any], options: list[gr.components.Component]) -> None:
+        # No limit here: how many answers run at once is the engine's to say, and it says so kindly.
+        asks: dict[str, Any] = {
+            "outputs": [self.chat, self.wire, self.status, self.box],
+            "concurrency_limit": None,
+            "trigger_mode": "multiple",
+            "show_progress": "hidden",
+            "api_visibility": "private",
+        }
+        self.box.submit(self.ask, [self.box, *options], **asks)
+        parts["mic"].submit(self.ask_aloud, options, **asks)
+        self.chat.example_select(self.ask_example, options, **asks)
+        self.chat.retry(self.retry, options, **asks)
+        self.chat.edit(self.edit, options, **asks)
+        now: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+        quiet: dict[str, Any] = {"js": "() => llasm.interrupt()", **now}
+        self.chat.undo(self.undo, None, [self.chat, self.box, self.status], **quiet)
+        parts["header"].clear(self.clear, None, [self.chat, self.status, self.box], **quiet)
+        self.box.stop(self.stop, None, None, **quiet)
+        blocks.load(self.opened, None, self.wire, **now)
+        blocks.unload(self.closed)
+
+    def talk(self, request: gr.Request) -> Conversation:
+        return self.host.sessions.of(str(request.session_hash))
+
+    async def answer(self, talk: Conversation, chosen: tuple[Any, ...]) -> AsyncIterator[dict[Any, Any]]:
+        """The answer to what waits, as updates of the page, those of its text at most every FRAME_SECONDS."""
         update: dict[Any, Any] = {}
-        clips: list[str] = []
-        sent = 0.0
-        async for event in host.answer(talk, Options(*chosen)):
+        reply, clips, sent = 0, [], 0.0
+        async for event in self.host.answer(talk, Options(*chosen)):
             if "reply" in event:
-                clips, update[box] = [], gr.update(**ANSWERING)
-                update[wire] = {"token": "", "reply": event["reply"], "clips": []}
+                reply = event["reply"]
+                update[self.box] = gr.update(**ANSWERING)
             if "clip" in event:
                 clips.append(event["clip"])
-                update[wire] = {"token": "", "reply": talk.said[-1].id, "clips": list(clips)}
-            if "said" in event:
-                update[chat] = talk.shown()
+            if "reply" in event or "clip" in event:
+                update[self.wire] = {"token": "", "reply": reply, "clips": list(clips)}
             if "note" in event:
-                update[status] = event["note"]
-            if time.monotonic() - sent > FRAME_SECONDS or "clip" in event or "reply" in event:
-                sent = time.monotonic()
-                yield update
-                update = {}
-        yield {**update, chat: talk.shown(), box: gr.update(**ATTENTIVE)}
+                update[self.status] = event["note"]
+            if update or time.monotonic() - sent > FRAME_SECONDS:
+                yield {**update, self.chat: talk.shown()}
+                update, sent = {}, time.monotonic()
+        yield {self.chat: talk.shown(), self.box: gr.update(**ATTENTIVE)}
 
-    async def ask(request: gr.Request, given: dict[str, Any], *chosen: Any) -> AsyncIterator[dict[Any, Any]]:
-        talk = talk_of(request)
-        if trouble := await host.ask_typed(given, talk):
-            yield {status: trouble, box: gr.update(value={"text": given.get("text") or "", "files": []})}
+    async def ask(self, request: gr.Request, given: dict[str, Any], *chosen: Any) -> AsyncIterator[dict[Any, Any]]:
+        talk = self.talk(request)
+        if trouble := await self.host.ask_typed(given, talk):
+            yield {self.status: trouble, self.box: gr.update(value={"text": given.get("text") or "", "files": []})}
             return
-        yield {status: "", box: gr.update(value={"text": "", "files": []})}
-        async for update in answer(talk, chosen):
+        yield {self.status: "", self.box: gr.update(value={"text": "", "files": []})}
+        async for update in self.answer(talk, chosen):
             yield update
 
-    async def ask_aloud(request: gr.Request, *chosen: Any) -> AsyncIterator[dict[Any, Any]]:
-        async for update in answer(talk_of(request), chosen):
+    async def ask_aloud(self, request: gr.Request, *chosen: Any) -> AsyncIterator[dict[Any, Any]]:
+        async for update in self.answer(self.talk(request), chosen):
             yield update
 
-    async def ask_example(request: gr.Request, picked: gr.SelectData, *chosen: Any) -> AsyncIterator[dict[Any, Any]]:
-        talk = talk_of(request)
+    async def ask_example(
+        self, request: gr.Request, picked: gr.SelectData, *chosen: Any
+    ) -> AsyncIterator[dict[Any, Any]]:
+        talk = self.talk(request)
         question, recording = _examples()[picked.index]
         talk.waiting.append(Said("user", waves=[audio.decode(recording)]) if recording else Said("user", question))
-        async for update in answer(talk, chosen):
+        async for update in self.answer(talk, chosen):
             yield update
 
-    async def retry(request: gr.Request, event: gr.RetryData, *chosen: Any) -> AsyncIterator[dict[Any, Any]]:
-        talk = talk_of(request)
+    async def retry(self, request: gr.Request, event: gr.RetryData, *chosen: Any) -> AsyncIterator[dict[Any, Any]]:
+        talk = self.talk(request)
         talk.ask_again(talk.cut_before(_row(event.index)))
-        async for update in answer(talk, chosen):
+        async for update in self.answer(talk, chosen):
             yield update
 
-    async def edit(request: gr.Request, event: gr.EditData, *chosen: Any) -> AsyncIterator[dict[Any, Any]]:
-        talk = talk_of(request)
+    async def edit(self, request: gr.Request, event: gr.EditData, *chosen: Any) -> AsyncIterator[dict[Any, Any]]:
+        talk = self.talk(request)
         talk.ask_again(talk.cut_before(_row(event.index)), text=str(event.value).strip())
-        async for update in answer(talk, chosen):
+        async for update in self.answer(talk, chosen):
             yield update
 
-    def undo(request: gr.Request, event: gr.UndoData) -> dict[Any, Any]:
-        talk = talk_of(request)
+    def undo(self, request: gr.Request, event: gr.UndoData) -> dict[Any, Any]:
+        talk = self.talk(request)
         gone = talk.cut_before(_row(event.index))
-        return {chat: talk.shown(), box: gr.update(value={"text": gone.text if gone else "", "files": []}), status: ""}
+        box = gr.update(value={"text": gone.text if gone else "", "files": []})
+        return {self.chat: talk.shown(), self.box: box, self.status: ""}
 
-    def clear(request: gr.Request) -> dict[Any, Any]:
-        talk_of(request).clear()
-        return {chat: [], status: "", box: gr.update(**ATTENTIVE)}
+    def clear(self, request: gr.Request) -> dict[Any, Any]:
+        self.talk(request).clear()
+        return {self.chat: [], self.status: "", self.box: gr.update(**ATTENTIVE)}
 
-    def stop(request: gr.Request) -> None:
-        talk_of(request).stop()
+    def stop(self, request: gr.Request) -> None:
+        self.talk(request).stop()
 
-    def opened(request: gr.Request) -> dict[str, Any]:
-        return {"token": host.sessions.open(str(request.session_hash))}
+    def opened(self, request: gr.Request) -> dict[str, Any]:
+        return {"token": self.host.sessions.open(str(request.session_hash))}
 
-    def closed(request: gr.Request) -> None:
-        host.sessions.close(str(request.session_hash))
+    def closed(self, request: gr.Request) -> None:
+        self.host.sessions.close(str(request.session_hash))
 
-    # No limit here: how many answers run at once is the engine's to say, and it says so kindly.
-    asks: dict[str, Any] = {
-        "outputs": [chat, wire, status, box],
-        "concurrency_limit": None,
-        "trigger_mode": "multiple",
-        "show_progress": "hidden",
-        "api_visibility": "private",
-    }
-    box.submit(ask, [box, *options], **asks)
-    parts["mic"].submit(ask_aloud, options, **asks)
-    chat.example_select(ask_example, options, **asks)
-    chat.retry(retry, options, **asks)
-    chat.edit(edit, options, **asks)
-    now: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
-    chat.undo(undo, None, [chat, box, status], js="() => llasm.interrupt()", **now)
-    parts["header"].clear(clear, None, [chat, status, box], js="() => llasm.interrupt()", **now)
-    box.stop(stop, None, None, js="() => llasm.interrupt()", **now)
-    blocks.load(opened, None, wire, **now)
-    blocks.unload(closed)
+
+def _row(index: int | tuple[int, int]) -> int:
+    """Of the conversation as it is shown; older layouts of Gradio's number pairs."""
+    return index if isinstance(index, int) else index[0]
