@@ -151,6 +151,7 @@ def test_wheel_holds_every_source_and_data_file(wheel: zipfile.ZipFile) -> None:
     files = sources("llasm", *ROOMS)
     files += (ROOT / "train" / "recipes").glob("*.yaml")
     files += (ROOT / "train" / "zero").glob("*.json")
+    files += (ROOT / "serve" / "page").glob("*")
     files += (path for path in (ROOT / "llasm" / "default").glob("*") if path.suffix)
     missing = sorted({in_wheel(path) for path in files if path.is_file()} - set(wheel.namelist()))
     assert missing == [], "list the package or the pattern in pyproject.toml"

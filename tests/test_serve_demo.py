@@ -6,15 +6,20 @@ import asyncio
 import base64
 import json
 
+import gradio as gr
 import numpy as np
 import pytest
 import soxr
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from llasm import audio, vad
 from llasm.chat import Reply, check_messages
 from llasm.serve.conversation import Conversation, Said
+from llasm.serve.demo import build, look
 from llasm.serve.engine import Busy, Draining
 from llasm.serve.host import NO_SPEECH, Host, Options, Sessions
+from llasm.serve.settings import Settings
 from llasm.serve.speech import LONG_PIECE, Sentences, Speaker, sentences
 from llasm.serve.turns import PAUSE_SECONDS, Microphone, TurnDetector
 from llasm.tts import UnspeakableText
@@ -175,6 +180,22 @@ def test_cutting_the_conversation_where_the_page_shows_it():
     assert gone is not None and gone.text == "Why?" and len(talk.said) == 2
     talk.ask_again(gone, "When?")
     assert [said.text for said in talk.waiting] == ["When?"]
+
+
+# ---- the page
+
+
+def test_the_page_is_served_and_offers_nothing_else(speaker):
+    app = gr.mount_gradio_app(FastAPI(), build(Scripted(), speaker, Settings(max_new_tokens=100)), path="/", **look())
+    with TestClient(app) as client:
+        page = client.get("/").text
+        assert "scripted · voice chat" in page and "window.llasm" in page and "--paper" in page
+        assert client.get("/gradio_api/info").json() == {"named_endpoints": {}, "unnamed_endpoints": {}}
+        config = client.get("/config").json()
+    props = {c["props"].get("label"): c["props"] for c in config["components"]}
+    assert [value for _, value in props["Voice"]["choices"]] == speaker.voices()
+    assert props["Longest answer, in tokens"]["maximum"] == props["Longest answer, in tokens"]["value"] == 100
+    assert len(props["Conversation"]["examples"]) == 4
 
 
 # ---- the host: what is heard, asked and said
