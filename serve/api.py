@@ -48,7 +48,7 @@ def application(engine: Engine, speaker: Speaker, settings: Settings, page: bool
         blocks = demo.build(serving.engine, speaker, settings)
         api = gradio.mount_gradio_app(api, blocks, path="/", max_file_size=settings.max_body_bytes, **demo.look())
     app: App = Guard(api, settings.api_key, settings.host_names, settings.max_body_bytes)
-    return Observed(app, serving.metrics), serving
+    return Observed(app, serving.metrics, settings.max_batch + settings.max_waiting), serving
 
 
 def routes(serving: Serving) -> FastAPI:

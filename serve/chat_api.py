@@ -13,6 +13,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from llasm import audio
 from llasm.chat import MAX_NEW_TOKENS, Message, Messages
@@ -67,13 +68,25 @@ def router(serving: Serving) -> APIRouter:
             pieces = answer.__aiter__()
             # The first piece decides whether the answer is one, while the status can still say so.
             first = await unless_gone(request, _next(pieces), answer.cancel)
-            return StreamingResponse(turn.events(first, pieces), media_type="text/event-stream", headers=_LIVE)
+            return _Events(turn, first, pieces)
         return await unless_gone(request, turn.whole(), answer.cancel)
 
     return routes
 
 
-_LIVE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # a proxy should pass each event on
+class _Events(StreamingResponse):
+    """The answer as it is written. It is cancelled also where the client left before the first event was asked for."""
+
+    def __init__(self, turn: _Turn, first: str | None, pieces: AsyncIterator[str]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # a proxy should pass each event on
+        super().__init__(turn.events(first, pieces), media_type="text/event-stream", headers=headers)
+        self._answer = turn.answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.cancel()
 
 
 async def _next(pieces: AsyncIterator[str]) -> str | None:
@@ -211,7 +224,7 @@ class _Turn:
         return SpokenAnswer(id=_audio_id(text), data=data, transcript=text, expires_at=self._expiry())
 
     async def events(self, first: str | None, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
-        """Server-sent events; ends the answer when nobody reads on."""
+        """Server-sent events."""
         try:
             yield self._chunk({"role": "assistant", "content": "", "refusal": None})
             text = ""
@@ -235,8 +248,6 @@ class _Turn:
             if found.status == 500:
                 LOG.error("an answer broke off", exc_info=error)
             yield f"data: {json.dumps(found.body())}\n\n"
-        finally:
-            self.answer.cancel()
         yield "data: [DONE]\n\n"
 
     async def _typed(self, written: AsyncIterator[str]) -> AsyncIterator[dict[str, Any]]:

@@ -7,7 +7,8 @@ import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from .engine import Answer, Engine, Request
+from .engine import Answer, Busy, Engine, Request
+from .errors import api_error
 from .guard import App, Message, Receive, Scope, Send
 
 LOG = logging.getLogger("llasm.serve")
@@ -22,6 +23,7 @@ ROUTES = (
     "/docs",
     "/login",
 )
+BUSY_S = 2.0  # what a client is told to wait while no request is let in
 FIRST_TOKEN_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
 TOKENS_PER_S = (1, 2, 5, 10, 15, 20, 30, 50, 75, 100, 200, 500)
 
@@ -102,10 +104,13 @@ class Metered:
 
 
 class Observed:
-    """Counts and logs every request, also those that the guard turns away."""
+    """Counts and logs every request, also those that the guard turns away.
 
-    def __init__(self, app: App, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+    Of the API's at most `max_in_flight` are let in at a time: their bodies are held before the engine is asked.
+    """
+
+    def __init__(self, app: App, metrics: Metrics, max_in_flight: int) -> None:
+        self.app, self.metrics, self.max_in_flight = app, metrics, max_in_flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -119,9 +124,11 @@ class Observed:
                 status = message["status"]
             await send(message)
 
+        full = path.startswith("/v1/") and self.metrics.in_flight >= self.max_in_flight
+        app = api_error(Busy(BUSY_S)).response() if full else self.app
         self.metrics.in_flight += path.startswith("/v1/")
         try:
-            await self.app(scope, receive, send_on)
+            await app(scope, receive, send_on)
         finally:
             self.metrics.in_flight -= path.startswith("/v1/")
             route = next((known for known in ROUTES if path == known or path.startswith(known + "/")), "page")

@@ -378,6 +378,22 @@ def test_trouble_has_its_status(client, engine):
     assert client.post(CHAT, json=ask("hi")).status_code == 503
 
 
+def test_only_so_many_requests_are_let_in():
+    with Running(FakeEngine(pace_s=0.2), max_batch=1, max_waiting=1) as running:
+        client = openai.OpenAI(api_key="none", base_url=running.url, max_retries=0)
+        asked = {"model": "fake", "messages": [{"role": "user", "content": "one two three"}]}
+        others = [threading.Thread(target=client.chat.completions.create, kwargs=asked) for _ in range(2)]
+        for other in others:
+            other.start()
+        while running.serving.metrics.in_flight < 2:
+            time.sleep(0.01)
+        with pytest.raises(openai.RateLimitError, match="too many requests"):
+            client.chat.completions.create(**asked)
+        for other in others:
+            other.join()
+        assert client.chat.completions.create(**asked).choices[0].message.content == "one two three"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_ends_its_answer(stream):
     engine = FakeEngine(pace_s=0.05)
