@@ -138,9 +138,10 @@ def _add_export(jobs: Any) -> None:
     parser.add_argument("--model", default="llasm-tiny", help="llasm-tiny, a checkpoint's directory or a hub id")
     parser.add_argument(
         "--format",
-        choices=["merged", "adapter"],
+        choices=["merged", "adapter", "llm"],
         default="merged",
-        help="merged: checkpoint and bases as one transformers directory; adapter: the small checkpoint without logs",
+        help="merged: checkpoint and bases as one transformers directory; adapter: the small checkpoint without logs; "
+        "llm: the LLM alone, for a server that is asked by `llasm serve --engine URL --hear MODEL`",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
 
@@ -149,7 +150,8 @@ def _export(args: argparse.Namespace) -> None:
     quiet()
     from llasm import checkpoint
 
-    {"merged": checkpoint.merge, "adapter": checkpoint.copy_adapter}[args.format](args.model, args.output)
+    formats = {"merged": checkpoint.merge, "adapter": checkpoint.copy_adapter, "llm": checkpoint.export_llm}
+    formats[args.format](args.model, args.output)
     print(args.output)
 
 

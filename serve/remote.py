@@ -90,7 +90,7 @@ class RemoteEngine:
     async def _read(self, request: Request, answer: Answer) -> None:
         import openai
 
-        heard = _Heard()
+        heard = Heard()
         try:
             await asyncio.wait_for(self._pass_on(request, answer, heard), self.timeout_s)
         except asyncio.TimeoutError:
@@ -104,47 +104,61 @@ class RemoteEngine:
         finally:
             answer.reply = heard.reply(_seconds(request))
 
-    async def _pass_on(self, request: Request, answer: Answer, heard: _Heard) -> None:
-        async with await self._open(request) as stream:
+    async def _pass_on(self, request: Request, answer: Answer, heard: Heard) -> None:
+        async with await self._open(request, heard) as stream:
             async for chunk in stream:
                 if chunk.usage is not None:
                     answer.n_prompt_tokens = chunk.usage.prompt_tokens
                     answer.n_new_tokens = chunk.usage.completion_tokens
                     details = chunk.usage.prompt_tokens_details
-                    heard.n_audio_tokens = (details.audio_tokens or 0) if details is not None else 0
+                    if details is not None and details.audio_tokens:
+                        heard.n_audio_tokens = details.audio_tokens
                 for choice in chunk.choices:
-                    if piece := choice.delta.content:
+                    if piece := self._text(choice):
                         heard.add(piece)
                         answer.put(piece)
                     if choice.finish_reason is not None:
                         answer.finish_reason = "length" if choice.finish_reason == "length" else "stop"
 
-    async def _open(self, request: Request) -> Any:
+    async def _open(self, request: Request, heard: Heard) -> Any:
+        """The stream of an answer's chunks."""
+        messages = await asyncio.to_thread(lambda: [_as_openai(message) for message in request.messages])
+        return await self._server().chat.completions.create(messages=messages, **self._generation(request))
+
+    def _text(self, choice: Any) -> str | None:
+        """What a chunk adds to the answer."""
+        return choice.delta.content
+
+    def _server(self) -> Any:
         import openai
 
         if self._client is None:
             key = os.environ.get("OPENAI_API_KEY", "none")  # servers of one's own ask for none
             self._client = openai.AsyncOpenAI(api_key=key, base_url=self.url, max_retries=0, timeout=self.timeout_s)
-        messages = await asyncio.to_thread(lambda: [_as_openai(message) for message in request.messages])
-        return await self._client.chat.completions.create(
-            model=self.model,
-            messages=messages,
-            max_tokens=request.max_new_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed if request.seed is not None else openai.omit,
-            stop=list(request.stop) or openai.omit,
-            stream=True,
-            stream_options={"include_usage": True},
-        )
+        return self._client
+
+    def _generation(self, request: Request) -> dict[str, Any]:
+        import openai
+
+        return {
+            "model": self.model,
+            "max_tokens": request.max_new_tokens,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": request.seed if request.seed is not None else openai.omit,
+            "stop": list(request.stop) or openai.omit,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
 
 
-class _Heard:
+class Heard:
     """What has come of one answer, and when."""
 
     def __init__(self) -> None:
         self.started, self.first = time.perf_counter(), 0.0
         self.text, self.n_audio_tokens = "", 0
+        self.timings_ms: dict[str, float] = {}  # of what was done before the server was asked
 
     def add(self, piece: str) -> None:
         self.first = self.first or time.perf_counter()
@@ -153,7 +167,7 @@ class _Heard:
     def reply(self, audio_seconds: float) -> Reply:
         now = time.perf_counter()
         timings = {"first_token": 1000 * ((self.first or now) - self.started), "total": 1000 * (now - self.started)}
-        return Reply(self.text.strip(), self.n_audio_tokens, audio_seconds, timings)
+        return Reply(self.text.strip(), self.n_audio_tokens, audio_seconds, {**self.timings_ms, **timings})
 
 
 async def _cancelled(answer: Answer) -> None:

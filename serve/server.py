@@ -102,12 +102,18 @@ def _bind(host: str, port: int) -> socket.socket:
 
 def _engine(settings: Settings) -> Engine:
     limits = {"max_batch": settings.max_batch, "max_waiting": settings.max_waiting}
-    if settings.engine is not None:
+    if settings.engine is not None and settings.hear is None:
         from .remote import RemoteEngine
 
         return RemoteEngine(settings.engine, settings.model, settings.name, timeout_s=settings.timeout_s, **limits)
     from llasm import chat
     from llasm.checkpoint import DEFAULT_MODEL
+
+    if settings.engine is not None and settings.hear is not None:
+        from .hearing import HearingEngine
+
+        at_server = {"model": settings.model, "name": settings.name, "timeout_s": settings.timeout_s, **limits}
+        return HearingEngine(chat.load(settings.hear), settings.engine, **at_server)
 
     model = settings.model or DEFAULT_MODEL
     loaded = chat.load(model)

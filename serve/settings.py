@@ -31,6 +31,9 @@ class Settings:
     engine: str | None = None
     """An OpenAI-compatible server that answers in place of a model in this process, such as http://localhost:8000/v1;
     its key: OPENAI_API_KEY."""
+    hear: str | None = None
+    """With `engine`: the model that hears in this process, while the engine runs its LLM alone, from prompt embeddings
+    (vLLM, --enable-prompt-embeds); llasm-tiny needs it, as every model of rate `heard`."""
     voice: str = "hibari"
     """Who speaks the answers: "engine" or "engine:voice"."""
     open: bool = False
@@ -66,6 +69,8 @@ class Settings:
             address = urlsplit(self.engine)
             if address.scheme not in ("http", "https") or not address.hostname:
                 raise LlasmError(f"engine is {self.engine!r}; it must look like http://localhost:8000/v1")
+        elif self.hear is not None:
+            raise LlasmError(f"hear is {self.hear!r}, but there is no engine; to answer here give it as model")
         for name in ("max_batch", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise LlasmError(f"{name} is {getattr(self, name)}; it must be at least 1")
