@@ -24,6 +24,7 @@ from .engine import Answer, Draining
 from .errors import ApiError, api_error
 from .fetch import base64_bytes
 from .schema import (
+    MAX_CHARACTERS,
     MAX_CLIPS,
     AnswerMessage,
     AssistantMessage,
@@ -130,6 +131,10 @@ async def _messages(serving: Serving, body: ChatRequest) -> Messages:
     n_clips = sum(not isinstance(part, TextPart) for part in parts)
     if n_clips > MAX_CLIPS:
         raise ApiError(f"messages: hold {n_clips} clips; at most {MAX_CLIPS} do", 400, "messages")
+    n_characters = sum(len(m.content) for m in body.messages if isinstance(m.content, str))
+    n_characters += sum(len(part.text) for part in parts if isinstance(part, TextPart))
+    if n_characters > MAX_CHARACTERS:
+        raise ApiError(f"messages: hold {n_characters} characters; at most {MAX_CHARACTERS} do", 400, "messages")
     left = serving.settings.max_audio_seconds
     found: Messages = []
     for i, message in enumerate(body.messages):
@@ -152,7 +157,7 @@ async def _part(serving: Serving, part: Part, param: str, left_seconds: float) -
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
     if isinstance(part, InputAudioPart):
-        data = base64_bytes(part.input_audio.data, f"{param}.input_audio.data")
+        data = await asyncio.to_thread(base64_bytes, part.input_audio.data, f"{param}.input_audio.data")
     else:
         data = await serving.listener.url_bytes(part.audio_url.url, f"{param}.audio_url.url")
     return {"type": "audio", "audio": await serving.listener.decode(data, param, left_seconds)}

@@ -46,7 +46,7 @@ class Listener:
         """The content of a `data:` URI, or of an http(s) address where that is allowed."""
         if url[:5].lower() == "data:":
             try:
-                return audio.data_uri_bytes(url, param)
+                return await asyncio.to_thread(audio.data_uri_bytes, url, param)
             except LlasmError as error:
                 raise ApiError(str(error), 400, param, "invalid_audio") from error
         if not re.match(r"https?://", url, re.IGNORECASE):

@@ -31,6 +31,7 @@ COOKIE = "llasm_session"
 COOKIE_SECONDS = 30 * 24 * 3600
 OPEN_PATHS = ("/health",)  # what a load balancer asks; it says nothing of anybody's
 LOGIN_BYTES = 4_096
+WRONG_KEY_S = 0.5  # so that guessing takes its time
 BODY_SECONDS = 60.0  # between two pieces of a body
 
 
@@ -122,6 +123,7 @@ class Guard:
         given = fields.get("key", [""])[0].strip().encode()
         assert self._key is not None
         if not hmac.compare_digest(given, self._key):
+            await asyncio.sleep(WRONG_KEY_S)
             return _login_page(401, "That is not the key.")
         answer = RedirectResponse("/", 303)
         answer.set_cookie(

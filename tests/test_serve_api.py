@@ -234,6 +234,7 @@ MALFORMED = {
         "at most 1000",
     ),
     "10,000 parts": (CHAT, ask(*[{"type": "text", "text": "a"}] * 10_000), "at most 64"),
+    "a book": (CHAT, ask("word " * 110_000), "hold 550000 characters; at most 500000"),
     "40 clips": (CHAT, ask(*[clip(flac(0.01))] * 40), "hold 40 clips; at most 32"),
     "unknown part": (CHAT, ask({"type": "image_url", "image_url": {"url": "x"}}), "'image_url'.*'input_audio'"),
     "part without text": (CHAT, ask({"type": "text"}), r"content\[0\].text: field required"),
