@@ -156,12 +156,14 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _serve(argv: list[str]) -> None:
-    from llasm.serve.settings import load_settings
+    try:
+        from llasm.serve.settings import load_settings
 
-    settings = load_settings(argv)
+        settings = load_settings(argv)
+        from llasm.serve.server import serve
+    except ImportError as error:
+        raise LlasmError(f"serve: {error.name} is not installed; pip install 'llasm[serve]'") from error
     quiet()
-    from llasm.serve.server import serve
-
     serve(settings)
 
 

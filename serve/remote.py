@@ -105,7 +105,7 @@ class RemoteEngine:
             answer.reply = heard.reply(_seconds(request))
 
     async def _pass_on(self, request: Request, answer: Answer, heard: Heard) -> None:
-        async with await self._open(request, heard) as stream:
+        async with await self._stream(request, heard) as stream:
             async for chunk in stream:
                 if chunk.usage is not None:
                     answer.n_prompt_tokens = chunk.usage.prompt_tokens
@@ -119,6 +119,17 @@ class RemoteEngine:
                         answer.put(piece)
                     if choice.finish_reason is not None:
                         answer.finish_reason = "length" if choice.finish_reason == "length" else "stop"
+
+    async def _stream(self, request: Request, heard: Heard) -> Any:
+        """As `_open`; once more where the connection had been closed at the other end since the last request."""
+        import openai
+
+        try:
+            return await self._open(request, heard)
+        except openai.APITimeoutError:
+            raise
+        except openai.APIConnectionError:
+            return await self._open(request, heard)
 
     async def _open(self, request: Request, heard: Heard) -> Any:
         """The stream of an answer's chunks."""

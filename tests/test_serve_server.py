@@ -45,6 +45,14 @@ def test_an_engine_that_is_not_there_is_one_line(capsys):
     assert re.fullmatch(rf"llasm: engine {url}: .*is the server running.*\n", capsys.readouterr().err)
 
 
+def test_a_missing_package_is_one_line(capsys, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith(("llasm.serve", "uvicorn"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["serve"]) == 2
+    assert capsys.readouterr().err == "llasm: serve: uvicorn is not installed; pip install 'llasm[serve]'\n"
+
+
 # ---- in front of another server
 
 
@@ -91,6 +99,8 @@ def test_trouble_of_another_server_is_told_apart():
         with pytest.raises(openai.InternalServerError) as found:
             client.chat.completions.create(**asked)
         assert found.value.status_code == 502 and "secret" not in str(found.value)
+        engine.fails = None  # that answer's connection has been closed: a new one is made
+        assert client.chat.completions.create(**asked).choices[0].message.content == "one two"
 
 
 def test_a_client_that_leaves_is_noticed_by_the_other_server():
