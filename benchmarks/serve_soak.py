@@ -1,6 +1,6 @@
 """A long day of `llasm serve` in short: mixed requests, a tenth aborted, a tenth malformed.
 
-    python benchmarks/serve_soak.py [--requests 2000] [--clients 16] [--warm 200]
+    python benchmarks/serve_soak.py [--requests 2000] [--clients 16] [--warm 300]
 
 Prints statuses, memory after the warm-up and at the end, and what is still running then. Ends with 1 where an error was
 not a 4xx, memory grew by more than 5 %, or a place was not freed.
@@ -106,7 +106,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--requests", type=int, default=2_000)
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--warm", type=int, default=200, help="requests before memory is looked at")
+    parser.add_argument("--warm", type=int, default=300, help="requests before memory is looked at")
     args = parser.parse_args()
     with running() as server:
         asyncio.run(soak(server.url, args.warm, args.clients, 1))
