@@ -16,7 +16,6 @@ MAX_CLIPS = 32  # of one request
 MAX_CHARACTERS = 500_000  # of one request: beyond any model's context, and quick to find out
 MAX_STOPS = 4
 MAX_SPOKEN = 4_096  # characters of /v1/audio/speech
-SPEECH_FORMATS = ("mp3", "wav", "flac", "opus", "pcm", "pcm16")
 
 
 def _encodable(text: str) -> str:

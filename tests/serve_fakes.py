@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
+import threading
+import time
 
 import numpy as np
+import soundfile
+import uvicorn
+from starlette.testclient import TestClient
 
 from llasm import audio
 from llasm.chat import Reply, check_messages
+from llasm.serve.api import application
 from llasm.serve.engine import Answer, Busy, Draining, Request
+from llasm.serve.settings import Settings
 from llasm.serve.speech import Spoken, sentences
 from llasm.tts import UnspeakableText
 
@@ -96,3 +105,67 @@ class FakeSpeaker:
             except UnspeakableText:
                 continue
             yield Spoken(sentence, wave, rate)
+
+
+# ---- requests and servers for tests
+
+CHAT, SPEECH = "/v1/chat/completions", "/v1/audio/speech"
+HERE = "http://localhost:7860"
+
+
+def flac(seconds: float = 1.0, rate: int = 16_000) -> bytes:
+    content = io.BytesIO()
+    wave = 0.3 * np.sin(2 * np.pi * 220 * np.arange(round(seconds * rate)) / rate)
+    soundfile.write(content, wave, rate, format="FLAC")
+    return content.getvalue()
+
+
+def b64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def clip(content: bytes) -> dict:
+    return {"type": "input_audio", "input_audio": {"data": b64(content), "format": "flac"}}
+
+
+def linked(url: str) -> dict:
+    return {"type": "audio_url", "audio_url": {"url": url}}
+
+
+def ask(*parts, **fields) -> dict:
+    content = parts[0] if len(parts) == 1 and isinstance(parts[0], str) else list(parts)
+    return {"model": "fake", "messages": [{"role": "user", "content": content}], **fields}
+
+
+def talk(*messages) -> dict:
+    return {"model": "fake", "messages": list(messages)}
+
+
+def aloud(text: str, **fields) -> dict:
+    return {"model": "tts-1", "input": text, "voice": "alloy", **fields}
+
+
+def client_of(engine, page=False, **options):
+    app, _ = application(engine, FakeSpeaker(), Settings(**options), page=page)
+    return TestClient(app, base_url=HERE, raise_server_exceptions=False)
+
+
+class Running:
+    """A server in a thread, for clients that speak over a socket."""
+
+    def __init__(self, engine, **options):
+        app, self.serving = application(engine, FakeSpeaker(), Settings(**options))
+        self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False))
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.01)
+        port = self.server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}/v1"
+        return self
+
+    def __exit__(self, *_):
+        self.server.should_exit = True
+        self.thread.join()

@@ -17,8 +17,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from serve_fakes import FakeEngine
-from test_serve_api import Running
+from serve_fakes import FakeEngine, Running
 
 from llasm.cli import main
 from llasm.errors import LlasmError
