@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -59,6 +60,8 @@ def routes(serving: Serving) -> FastAPI:
         version="1",
         redoc_url=None,
         redirect_slashes=False,
+        # Only said in the description: the guard checks it.
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if serving.settings.api_key else [],
     )
     _errors(app)
     _small(app, serving)

@@ -106,7 +106,9 @@ def _engine(settings: Settings) -> Engine:
         from .remote import RemoteEngine
 
         return RemoteEngine(settings.engine, settings.model, settings.name, timeout_s=settings.timeout_s, **limits)
-    from llasm import chat
+    import numpy as np
+
+    from llasm import audio, chat
     from llasm.checkpoint import DEFAULT_MODEL
 
     if settings.engine is not None and settings.hear is not None:
@@ -117,6 +119,9 @@ def _engine(settings: Settings) -> Engine:
 
     model = settings.model or DEFAULT_MODEL
     loaded = chat.load(model)
+    # The first pass takes longer than the next; nobody should have to wait for it.
+    second = np.zeros(audio.SAMPLE_RATE, np.float32)
+    loaded.chat([{"role": "user", "content": [{"type": "audio", "audio": second}]}], max_new_tokens=2)
     name = settings.name or Path(model).name
     return LocalEngine(loaded, name, timeout_s=settings.timeout_s, **limits)
 

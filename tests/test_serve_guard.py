@@ -44,6 +44,7 @@ def test_the_key_guards_everything(engine):
         bearer = {"Authorization": f"Bearer {KEY}"}
         assert client.get("/v1/models", headers=bearer).status_code == 200
         assert client.get("/", headers=bearer).status_code == 200
+        assert "HTTPBearer" in client.get("/openapi.json", headers=bearer).json()["components"]["securitySchemes"]
 
 
 def test_the_page_has_a_login_form_and_a_cookie_that_is_not_the_key(engine):
