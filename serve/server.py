@@ -114,7 +114,8 @@ def _engine(settings: Settings) -> Engine:
     if settings.engine is not None and settings.hear is not None:
         from .hearing import HearingEngine
 
-        at_server = {"model": settings.model, "name": settings.name, "timeout_s": settings.timeout_s, **limits}
+        name = settings.name or Path(settings.hear).name
+        at_server = {"model": settings.model, "name": name, "timeout_s": settings.timeout_s, **limits}
         return HearingEngine(chat.load(settings.hear), settings.engine, **at_server)
 
     model = settings.model or DEFAULT_MODEL

@@ -21,7 +21,7 @@ class Settings:
     """llasm-tiny (the default), a checkpoint's directory or a hub id; with `engine` the model's name at that server (by
     default the only one that it serves)."""
     name: str | None = None
-    """What clients call the model; by default the last part of `model`."""
+    """What clients call the model; by default the last part of `model`, or of `hear`."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in: give an api_key then."""
     port: int = 7860
@@ -32,8 +32,8 @@ class Settings:
     """An OpenAI-compatible server that answers in place of a model in this process, such as http://localhost:8000/v1;
     its key: OPENAI_API_KEY."""
     hear: str | None = None
-    """With `engine`: the model that hears in this process, while the engine runs its LLM alone, from prompt embeddings
-    (vLLM, --enable-prompt-embeds); llasm-tiny needs it, as every model of rate `heard`."""
+    """With `engine`: the model that hears in this process, while the engine runs its LLM alone (`llasm export --format
+    llm`) from prompt embeddings (vLLM, --enable-prompt-embeds). Without it the engine is sent the audio itself."""
     voice: str = "hibari"
     """Who speaks the answers: "engine" or "engine:voice"."""
     open: bool = False
