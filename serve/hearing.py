@@ -1,8 +1,8 @@
 """An engine of two halves: this process hears, another server runs the LLM alone.
 
 At rate `heard`, llasm-tiny's too, how many tokens a clip takes is known only once it was heard, so no other server can
-lay out the prompt. Here it is laid out, at any rate, and sent as embeddings: vLLM takes them with --enable-prompt-embeds.
-What it serves is what `llasm export --format llm` wrote.
+lay out the prompt. Here it is laid out, at any rate, and sent as embeddings, which vLLM takes with
+--enable-prompt-embeds. What it serves is what `llasm export --format llm` wrote.
 """
 
 from __future__ import annotations
