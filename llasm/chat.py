@@ -144,6 +144,12 @@ class ChatModel:
             timings_ms=timings,
         )
 
+    def prompt_bound(self, messages: Messages) -> int:
+        """Tokens that a conversation's prompt takes at most, nothing encoded for it; fewer only at rate `heard`."""
+        waves = [audio.decode(part["audio"]) for part in _audio_parts(messages)]
+        counts = [sum(self.processor.n_audio_tokens(len(piece)) for piece in audio.chunk(wave)) for wave in waves]
+        return len(self.processor.tokenizer(self._prompt(messages, counts), add_special_tokens=False)["input_ids"])
+
     def _prompt(self, messages: Messages, counts: list[int]) -> str:
         """The chat template's text with as many placeholders for each audio as it has tokens."""
         token = self.processor.audio_token

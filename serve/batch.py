@@ -114,9 +114,9 @@ class Batch:
         self._stops = set(eos if isinstance(eos, list) else [eos])
 
     @property
-    def n_reserved(self) -> int:
-        """Positions that the rows may come to hold."""
-        return sum(row.n_prompt_tokens + row.limit for row in self.rows)
+    def longest(self) -> int:
+        """Positions that the longest row may come to hold; padded, every row takes as many."""
+        return max((row.n_prompt_tokens + row.limit for row in self.rows), default=0)
 
     @torch.inference_mode()
     def join(self, requests: Sequence[Asked]) -> list[Row]:

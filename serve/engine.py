@@ -23,7 +23,7 @@ from .batch import Batch, Row
 MAX_BATCH = 16  # rows answered at once; more only make each slower on a CPU
 MAX_WAITING = 64
 TIMEOUT_S = 120.0
-MAX_CACHED_TOKENS = 32_768  # of all rows together: bounds the key-value cache
+MAX_CACHED_TOKENS = 32_768  # of all rows together, padding included: bounds the key-value cache
 
 
 class Busy(LlasmError):
@@ -126,6 +126,7 @@ class _Waiting:
     request: Request
     answer: Answer
     submitted: float  # time.perf_counter()
+    n_positions: int = 0  # that it may come to take, once they are counted
 
 
 class LocalEngine:
@@ -144,6 +145,7 @@ class LocalEngine:
         self._batch = Batch(chat)
         self._running: dict[Row, _Waiting] = {}
         self._waiting: deque[_Waiting] = deque()
+        self._n_joining = 0  # neither waiting nor running
         self._wake = threading.Condition()
         self._draining = self._closed = False
         self._seconds = 2.0  # of an answer, a running mean
@@ -165,13 +167,13 @@ class LocalEngine:
         return answer
 
     def load(self) -> tuple[int, int]:
-        return len(self._running), len(self._waiting)
+        return len(self._running) + self._n_joining, len(self._waiting)
 
     async def drain(self, timeout_s: float) -> None:
         with self._wake:
             self._draining = True
         ends = time.perf_counter() + timeout_s
-        while (self._running or self._waiting) and time.perf_counter() < ends:
+        while self.load() != (0, 0) and time.perf_counter() < ends:
             await asyncio.sleep(0.02)
 
     def close(self) -> None:
@@ -201,22 +203,37 @@ class LocalEngine:
         self._waiting.clear()
 
     def _newcomers(self) -> list[_Waiting]:
-        """Those for whom there is room; the cancelled and the late among the waiting are told."""
+        """Those for whom there is room, in their order."""
         chosen: list[_Waiting] = []
         with self._wake:
-            used = self._batch.n_reserved
-            while self._waiting and len(self._running) + len(chosen) < self._max_batch:
-                used += self._waiting[0].request.max_new_tokens
-                if used > MAX_CACHED_TOKENS and (self._running or chosen):
+            self._dismiss()
+            longest = self._batch.longest
+            while self._waiting and (n_rows := len(self._running) + len(chosen) + 1) <= self._max_batch:
+                longest = max(longest, self._positions(self._waiting[0]))
+                if n_rows > 1 and n_rows * longest > MAX_CACHED_TOKENS:
                     break
-                job = self._waiting.popleft()
-                if job.answer.cancelled.is_set():
-                    self._end(job, None, "cancelled")
-                elif time.perf_counter() - job.submitted > self.timeout_s:
-                    job.answer.put(TimedOut(f"waited {self.timeout_s:.0f} s for a place; try again later"))
-                else:
-                    chosen.append(job)
+                chosen.append(self._waiting.popleft())
+                self._n_joining += 1
         return chosen
+
+    def _dismiss(self) -> None:
+        """Tells those of the waiting who have left or waited too long; their places are free."""
+        now = time.perf_counter()
+        for job in list(self._waiting):
+            if job.answer.cancelled.is_set():
+                self._waiting.remove(job)
+                self._end(job, None, "cancelled")
+            elif now - job.submitted > self.timeout_s:
+                self._waiting.remove(job)
+                job.answer.put(TimedOut(f"waited {self.timeout_s:.0f} s for a place; try again later"))
+
+    def _positions(self, job: _Waiting) -> int:
+        if not job.n_positions:
+            try:
+                job.n_positions = self._chat.prompt_bound(job.request.messages) + job.request.max_new_tokens
+            except Exception:  # when it joins the client is told why
+                job.n_positions = 1
+        return min(job.n_positions, self._chat.model.config.text_config.max_position_embeddings)
 
     def _join(self, jobs: list[_Waiting]) -> None:
         """Encodes and prefills; all at once, or one by one where one of them cannot be answered."""
@@ -226,6 +243,7 @@ class LocalEngine:
             rows = self._batch.join([job.request for job in jobs])
         except Exception as error:
             if len(jobs) == 1:
+                self._n_joining -= 1
                 jobs[0].answer.put(error)
                 return
             for job in jobs:
@@ -233,6 +251,7 @@ class LocalEngine:
             return
         for row, job in zip(rows, jobs, strict=True):
             self._running[row] = job
+            self._n_joining -= 1
             job.answer.n_prompt_tokens = row.n_prompt_tokens
 
     def _step(self) -> None:
@@ -270,4 +289,5 @@ class LocalEngine:
         for job in self._running.values():
             job.answer.put(error)
         self._running.clear()
+        self._n_joining = 0
         self._batch = Batch(self._chat)

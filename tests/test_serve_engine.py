@@ -116,6 +116,56 @@ def test_the_queue_is_bounded_and_says_when_to_come_back(engine):
     asyncio.run(run())
 
 
+def test_who_leaves_the_queue_frees_a_place_at_once(chat):
+    engine = LocalEngine(chat, "tiny", max_batch=1, max_waiting=2)
+
+    async def run():
+        running = engine.submit(Request(typed("Go on"), max_new_tokens=100_000))
+        await anext(aiter(running))
+        waiting = [engine.submit(Request(typed("Hello"))) for _ in range(2)]
+        with pytest.raises(Busy):
+            engine.submit(Request(typed("Hello")))
+        for answer in waiting:
+            answer.cancel()
+            assert await text_of(answer) == "" and answer.finish_reason == "cancelled"
+        assert engine.load() == (1, 0) and running.finish_reason is None
+        running.cancel()
+        await text_of(running)
+
+    asyncio.run(run())
+    engine.close()
+
+
+def test_the_cache_is_bounded_as_it_is_padded(chat, monkeypatch):
+    monkeypatch.setattr("llasm.serve.engine.MAX_CACHED_TOKENS", 400)
+    engine = LocalEngine(chat, "tiny", max_batch=8)
+    sizes = []
+    step = Batch.step
+
+    def watched(batch):
+        step(batch)
+        sizes.append(batch._mask.numel())
+
+    monkeypatch.setattr(Batch, "step", watched)
+    conversations = [*CONVERSATIONS, typed("A long one. " * 12), *CONVERSATIONS]
+    alone = [chat.chat(messages, max_new_tokens=20).text.removesuffix("&") for messages in conversations]
+
+    async def ask(messages):
+        return (await text_of(engine.submit(Request(messages, max_new_tokens=20)))).strip()
+
+    async def all_of_them():
+        return await asyncio.gather(*map(ask, conversations))
+
+    assert asyncio.run(all_of_them()) == alone
+    assert 200 < max(sizes) <= 400
+    engine.close()
+
+
+def test_a_prompt_takes_no_more_than_was_counted_before(chat):
+    for messages in [*CONVERSATIONS, spoken(65.0)]:
+        assert chat.prompt_bound(messages) == chat.prepare([messages]).input_ids.shape[1]
+
+
 def test_one_that_cannot_be_answered_fails_alone(chat, engine):
     room = chat.model.config.text_config.max_position_embeddings
 
