@@ -26,8 +26,8 @@ install: .venv/.installed  ## make .venv with everything for demo and test
 models: install  ## fetch the base models that the embedded default stands on
 	$(BIN)/llasm models pull $(MODELS)
 
-demo: install models  ## a spoken question, answered
-	$(BIN)/python -m llasm.demo
+demo: install models  ## a voice chat in the browser
+	$(BIN)/llasm serve --open
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -44,7 +44,8 @@ CUT_QUIET_STEPS = 10  # steps (100 ms): how long the quiet around a cut is
 MIN_SAMPLE_RATE = 1_000  # Hz; below it, resampling a small broken file would fill the memory
 MAX_SAMPLE_RATE = 1_000_000  # Hz
 MAX_CHANNELS = 32  # channels; tells [n, channels] from a batch or a spectrogram
-READ_BLOCK_FRAMES = 1 << 20  # frames per read: a header's length is never trusted for an allocation
+READ_BLOCK_VALUES = 1 << 20  # values (frames × channels) per read: a header's length is never trusted for an allocation
+BOUNDED_VALUES = 192_000  # values a second of audio that `max_seconds` allows at most: 48 kHz × 4 or 96 kHz × 2
 UNKNOWN_FRAMES = 1 << 60  # frames; libsndfile reports 2^63 - 1 where the header has no length
 STREAMED_WAV_BYTES = 0x7FFFF000  # bytes; writers to a pipe claim this (sox) or more (ffmpeg, arecord)
 
@@ -59,31 +60,36 @@ Wave: TypeAlias = NDArray[np.float32]
 Source: TypeAlias = "str | os.PathLike[str] | bytes | NDArray[Any] | tuple[int, NDArray[Any]] | Mapping[str, Any]"
 
 
-def decode(source: Source, name: str | None = None) -> Wave:
+class TooLong(LlasmError):
+    """The audio is longer than the caller listens to."""
+
+
+def decode(source: Source, name: str | None = None, max_seconds: float | None = None) -> Wave:
     """Any audio as float32 mono [n_samples] in [-1, 1] at SAMPLE_RATE.
 
     `source`: a path; the bytes of a whole file; a `data:audio/...;base64,` URI; an array at 16 kHz
     ([n], [n, channels] or [channels, n]; float, int16 or int32); `(sample_rate, array)` as Gradio gives;
     or a dict of `datasets`: `{"bytes", "path"}` or `{"array", "sampling_rate"}`.
-    `name` is what an error calls the audio instead of its path.
+    `name` is what an error calls the audio instead of its path. A file longer than `max_seconds` raises TooLong; no
+    more of it is decoded than that, however well it was compressed.
     """
     if isinstance(source, Mapping):
-        return _decode_mapping(source, name)
+        return _decode_mapping(source, name, max_seconds)
     if isinstance(source, str) and source[:5].lower() == "data:":
         name = _shown(name or "audio data URI")
-        return _decode_bytes(_data_uri_bytes(source, name), name)
+        return _decode_bytes(data_uri_bytes(source, name), name, max_seconds)
     if isinstance(source, (str, os.PathLike)):
         path = os.fsdecode(source)
         name = _shown(name or path or "''")
-        return _decode_bytes(_read_file(path, name), name)
+        return _decode_bytes(_read_file(path, name), name, max_seconds)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode_bytes(bytes(source), _shown(name or "audio bytes"))
+        return _decode_bytes(bytes(source), _shown(name or "audio bytes"), max_seconds)
     name = _shown(name or "audio array")
     if isinstance(source, tuple) and len(source) == 2:
         rate, array = source
-        return _to_wave(_array_samples(array, name), rate, name)
+        return _to_wave(_array_samples(array, name), rate, name, max_seconds)
     if isinstance(source, np.ndarray):
-        return _to_wave(_array_samples(source, name), SAMPLE_RATE, name)
+        return _to_wave(_array_samples(source, name), SAMPLE_RATE, name, max_seconds)
     raise LlasmError(
         f"{name}: cannot read audio from a {type(source).__name__}; "
         "give a path, bytes, a data URI, a numpy array or (sample_rate, array)"
@@ -145,20 +151,20 @@ def to_flac_bytes(wave: NDArray[Any], sample_rate: int = SAMPLE_RATE) -> bytes:
 # ---- where the bytes come from
 
 
-def _decode_mapping(source: Mapping[str, Any], name: str | None) -> Wave:
+def _decode_mapping(source: Mapping[str, Any], name: str | None, max_seconds: float | None) -> Wave:
     """A cell of a `datasets` Audio column, decoded or not."""
     path = source.get("path")
     if source.get("array") is not None:
         name = _shown(name or path or "audio array")
-        return _to_wave(_array_samples(source["array"], name), source.get("sampling_rate"), name)
+        return _to_wave(_array_samples(source["array"], name), source.get("sampling_rate"), name, max_seconds)
     if source.get("bytes") is not None:
         # The path beside bytes is only a label: the file need not exist here.
         name = _shown(name or path or "audio bytes")
         if not isinstance(source["bytes"], bytes):
             raise LlasmError(f"{name}: 'bytes' is a {type(source['bytes']).__name__}; give a file's bytes")
-        return _decode_bytes(source["bytes"], name)
+        return _decode_bytes(source["bytes"], name, max_seconds)
     if path is not None:
-        return decode(path, name)
+        return decode(path, name, max_seconds)
     raise LlasmError(
         f"{_shown(name or 'audio dict')}: has keys {sorted(map(str, source))} and no audio in them; "
         "give 'bytes', 'path', or 'array' with 'sampling_rate'"
@@ -171,7 +177,8 @@ def _shown(name: object) -> str:
     return line if len(line) <= 200 else line[:100] + "..." + line[-80:]
 
 
-def _data_uri_bytes(uri: str, name: str) -> bytes:
+def data_uri_bytes(uri: str, name: str) -> bytes:
+    """What a `data:audio/...;base64,` URI holds."""
     wanted = "a data URI looks like data:audio/wav;base64,UklGR..."
     head, comma, payload = uri.partition(",")
     kind = head[5:].split(";")[0].strip().lower()
@@ -214,15 +221,15 @@ def _read_file(path: str, name: str) -> bytes:
 # ---- from bytes to samples
 
 
-def _decode_bytes(content: bytes, name: str) -> Wave:
+def _decode_bytes(content: bytes, name: str, max_seconds: float | None) -> Wave:
     if not content:
         raise LlasmError(f"{name}: is empty (0 bytes); give an audio file ({KNOWN_FORMATS})")
     content = _checked_wav(content, name)
-    decoded = _decode_soundfile(content, name)
+    decoded = _decode_soundfile(content, name, max_seconds)
     if decoded is None:
-        decoded = _decode_av(content, name)
+        decoded = _decode_av(content, name, max_seconds)
     samples, rate = decoded
-    return _to_wave(samples, rate, name)
+    return _to_wave(samples, rate, name, max_seconds)
 
 
 def _checked_wav(content: bytes, name: str) -> bytes:
@@ -256,7 +263,7 @@ def _checked_wav(content: bytes, name: str) -> bytes:
     return content
 
 
-def _decode_soundfile(content: bytes, name: str) -> tuple[NDArray[np.float32], int] | None:
+def _decode_soundfile(content: bytes, name: str, max_seconds: float | None) -> tuple[NDArray[np.float32], int] | None:
     """Samples and rate, or None where libsndfile does not know the format or cannot read it."""
     import soundfile
 
@@ -268,15 +275,18 @@ def _decode_soundfile(content: bytes, name: str) -> tuple[NDArray[np.float32], i
         if file.frames >= UNKNOWN_FRAMES:
             return None  # a streamed flac: libsndfile cannot read one from memory, FFmpeg can
         blocks: list[NDArray[np.float32]] = []
+        n_frames = 0
         try:
             while not blocks or len(blocks[-1]):
-                blocks.append(file.read(READ_BLOCK_FRAMES, dtype="float32", always_2d=True))
+                blocks.append(file.read(max(1, READ_BLOCK_VALUES // file.channels), dtype="float32", always_2d=True))
+                n_frames += len(blocks[-1])
+                _check_length(n_frames, file.channels, file.samplerate, name, max_seconds)
         except soundfile.SoundFileError as error:
             raise LlasmError(f"{name}: is damaged ({_reason(error)}); copy the whole file again") from error
         return np.concatenate(blocks), file.samplerate
 
 
-def _decode_av(content: bytes, name: str) -> tuple[NDArray[np.float32], int]:
+def _decode_av(content: bytes, name: str, max_seconds: float | None) -> tuple[NDArray[np.float32], int]:
     """Samples and rate of the first audio stream, by FFmpeg: webm/opus, m4a and the rest."""
     import av
 
@@ -290,8 +300,12 @@ def _decode_av(content: bytes, name: str) -> tuple[NDArray[np.float32], int]:
             rate = stream.codec_context.sample_rate
             # Planar float is [channels, n] per frame, whatever the codec's own sample type.
             resampler = av.AudioResampler(format="fltp", layout=stream.codec_context.layout, rate=rate)
+            n_frames = 0
             for frame in itertools.chain(container.decode(stream), [None]):  # None flushes
-                blocks.extend(out.to_ndarray().T.astype(np.float32) for out in resampler.resample(frame))
+                new = [out.to_ndarray().T.astype(np.float32) for out in resampler.resample(frame)]
+                n_frames += sum(map(len, new))
+                _check_length(n_frames, stream.codec_context.channels, rate, name, max_seconds)
+                blocks += new
     except LlasmError:
         raise
     except (av.error.FFmpegError, ValueError, OverflowError) as error:
@@ -299,6 +313,15 @@ def _decode_av(content: bytes, name: str) -> tuple[NDArray[np.float32], int]:
     if not blocks:
         raise LlasmError(f"{name}: has no samples; give a recording that is not empty")
     return np.concatenate(blocks), rate
+
+
+def _check_length(n_frames: int, n_channels: int, rate: int, name: str, max_seconds: float | None) -> None:
+    if max_seconds is None:
+        return
+    if n_frames > max_seconds * rate:
+        raise TooLong(f"{name}: is longer than {max_seconds:.1f} s; cut it")
+    if n_frames * n_channels > max_seconds * BOUNDED_VALUES:
+        raise TooLong(f"{name}: is too large at {rate} Hz with {n_channels} channels; give 16 kHz mono")
 
 
 def _reason(error: Exception) -> str:
@@ -345,9 +368,10 @@ def _check_finite(samples: NDArray[np.float32], name: str) -> None:
         raise LlasmError(f"{name}: {n_bad} of {samples.size} samples are NaN or infinite; give finite ones")
 
 
-def _to_wave(samples: NDArray[np.float32], sample_rate: Any, name: str) -> Wave:
+def _to_wave(samples: NDArray[np.float32], sample_rate: Any, name: str, max_seconds: float | None = None) -> Wave:
     """float32 [n, channels] at any rate as float32 mono [n_samples] at SAMPLE_RATE in [-1, 1]."""
     rate = _checked_rate(sample_rate, name)
+    _check_length(len(samples), samples.shape[1], rate, name, max_seconds)
     if samples.size == 0:
         raise LlasmError(f"{name}: has no samples; give a recording that is not empty")
     _check_finite(samples, name)

@@ -48,7 +48,7 @@ class Reply:
 
 
 @dataclass
-class _Prepared:
+class Prepared:
     """A batch of conversations, ready to generate from."""
 
     input_ids: Tensor  # [B, L], padded on the left
@@ -89,14 +89,14 @@ class ChatModel:
 
     def stream(self, messages: Messages, **generation: Any) -> ReplyStream:
         """Iterates over the answer's pieces as they come; `.reply` holds the whole after the last one."""
-        prepared = self._prepare([messages])
+        prepared = self.prepare([messages])
         return ReplyStream(self, prepared, self._arguments(prepared, **generation))
 
     def batch(self, conversations: list[Messages], **generation: Any) -> list[Reply]:
         """Answers to several conversations at once, in their order."""
         if not conversations:
             return []
-        prepared = self._prepare(conversations)
+        prepared = self.prepare(conversations)
         clock = _Clock()
         output = self._generate(streamer=clock, **self._arguments(prepared, **generation))
         self._finish_timings(prepared, clock)
@@ -120,7 +120,8 @@ class ChatModel:
         rest = iter(embeddings)
         return [torch.cat([next(rest) for _ in pieces]) for pieces in chunks]
 
-    def _prepare(self, conversations: list[Messages]) -> _Prepared:
+    def prepare(self, conversations: list[Messages]) -> Prepared:
+        """Decodes and encodes the audio and lays out the prompts."""
         started = time.perf_counter()
         for messages in conversations:
             check_messages(messages)
@@ -133,7 +134,7 @@ class ChatModel:
         counts = [[next(rest) for _ in clips] for clips in waves]
         prompts = [self._prompt(m, n) for m, n in zip(conversations, counts, strict=True)]
         inputs = self.processor.tokenizer(prompts, padding=True, return_tensors="pt", add_special_tokens=False)
-        return _Prepared(
+        return Prepared(
             input_ids=inputs["input_ids"].to(self.model.device),
             attention_mask=inputs["attention_mask"].to(self.model.device),
             audio_embeds=torch.cat(embeddings) if embeddings else None,
@@ -142,6 +143,12 @@ class ChatModel:
             started=started,
             timings_ms=timings,
         )
+
+    def prompt_bound(self, messages: Messages) -> int:
+        """Tokens that a conversation's prompt takes at most, nothing encoded for it; fewer only at rate `heard`."""
+        waves = [audio.decode(part["audio"]) for part in _audio_parts(messages)]
+        counts = [sum(self.processor.n_audio_tokens(len(piece)) for piece in audio.chunk(wave)) for wave in waves]
+        return len(self.processor.tokenizer(self._prompt(messages, counts), add_special_tokens=False)["input_ids"])
 
     def _prompt(self, messages: Messages, counts: list[int]) -> str:
         """The chat template's text with as many placeholders for each audio as it has tokens."""
@@ -152,17 +159,14 @@ class ChatModel:
 
     def _arguments(
         self,
-        prepared: _Prepared,
+        prepared: Prepared,
         max_new_tokens: int = MAX_NEW_TOKENS,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> dict[str, Any]:
         """What `generate` is called with."""
-        if max_new_tokens < 1:
-            raise LlasmError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-        if temperature < 0 or not 0 < top_p <= 1:
-            raise LlasmError(f"temperature is {temperature}, top_p {top_p}; they must be ≥ 0 and in (0, 1]")
+        check_generation(max_new_tokens, temperature, top_p)
         length, room = prepared.input_ids.shape[1], self.model.config.text_config.max_position_embeddings
         if length + max_new_tokens > room:
             raise LlasmError(
@@ -186,7 +190,7 @@ class ChatModel:
         with torch.inference_mode():
             return self.model.generate(**arguments)
 
-    def _finish_timings(self, prepared: _Prepared, clock: _Clock) -> None:
+    def _finish_timings(self, prepared: Prepared, clock: _Clock) -> None:
         prepared.timings_ms |= {
             "prefill": 1000 * (clock.first - clock.started),
             "first_token": 1000 * (clock.first - prepared.started),
@@ -197,7 +201,7 @@ class ChatModel:
 class ReplyStream:
     """The pieces of one answer. Generation runs in a thread and ends when nobody reads on."""
 
-    def __init__(self, chat: ChatModel, prepared: _Prepared, arguments: dict[str, Any]) -> None:
+    def __init__(self, chat: ChatModel, prepared: Prepared, arguments: dict[str, Any]) -> None:
         self.reply: Reply | None = None
         self._chat, self._prepared, self._arguments = chat, prepared, arguments
         self._pieces = self._run()
@@ -225,28 +229,21 @@ class ReplyStream:
 
         thread = threading.Thread(target=generate, daemon=True)
         thread.start()
-        tokenizer = self._chat.processor.tokenizer
-        ids: list[int] = []
-        shown = ""
+        written = TextStream(self._chat.processor.tokenizer)
         try:
             while (item := queue.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
-                ids.append(item)
-                text = tokenizer.decode(ids, skip_special_tokens=True)
-                # A character may take several tokens; until they are all there it decodes to U+FFFD.
-                if len(text) > len(shown) and not text.endswith("\ufffd"):
-                    yield text[len(shown) :]
-                    shown = text
-            text = tokenizer.decode(ids, skip_special_tokens=True)
-            if len(text) > len(shown):
-                yield text[len(shown) :]
+                if piece := written.add(item):
+                    yield piece
+            if piece := written.end():
+                yield piece
         finally:
             stop.now = True
             thread.join()
         self._chat._finish_timings(self._prepared, clock)
         n, seconds = self._prepared.n_audio_tokens[0], self._prepared.audio_seconds[0]
-        self.reply = Reply(text.strip(), n, seconds, self._prepared.timings_ms)
+        self.reply = Reply(written.text.strip(), n, seconds, self._prepared.timings_ms)
 
 
 class _Clock(BaseStreamer):
@@ -275,6 +272,40 @@ class _Stop(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         return torch.full((input_ids.shape[0],), self.now, device=input_ids.device)
+
+
+class TextStream:
+    """Token ids → text that grows; a character that takes several tokens waits for its last."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.ids: list[int] = []
+        self.text = ""
+        self._tokenizer = tokenizer
+
+    def add(self, token: int) -> str:
+        """What this token adds to the text."""
+        self.ids.append(token)
+        return self._new(last=False)
+
+    def end(self) -> str:
+        """What was held back."""
+        return self._new(last=True)
+
+    def _new(self, last: bool) -> str:
+        text = self._tokenizer.decode(self.ids, skip_special_tokens=True)
+        # Until all of a character's tokens are there it decodes to U+FFFD.
+        if not last and (len(text) <= len(self.text) or text.endswith("\ufffd")):
+            return ""
+        new, self.text = text[len(self.text) :], text
+        return new
+
+
+def check_generation(max_new_tokens: int, temperature: float, top_p: float) -> None:
+    """Raises LlasmError, naming the value, where one is out of its range."""
+    if max_new_tokens < 1:
+        raise LlasmError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    if not temperature >= 0 or not 0 < top_p <= 1:
+        raise LlasmError(f"temperature is {temperature}, top_p {top_p}; they must be ≥ 0 and in (0, 1]")
 
 
 def check_messages(messages: Messages) -> None:

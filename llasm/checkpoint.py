@@ -274,6 +274,20 @@ def merge(name: str | Path, output: Path) -> None:
     processor.save_pretrained(output)
 
 
+def export_llm(name: str | Path, output: Path) -> None:
+    """Writes the LLM alone, LoRA merged, as its own architecture has it: any server of LLMs loads it."""
+    from transformers import AutoModelForCausalLM
+
+    _refuse_to_overwrite(output)
+    model, processor = load(name)
+    with torch.device("meta"):  # its weights are replaced at once
+        llm = AutoModelForCausalLM.from_config(model.config.text_config, dtype=model.dtype)
+    llm.model, llm.lm_head = model.model.language_model, model.lm_head
+    llm.generation_config = model.generation_config
+    llm.save_pretrained(output)
+    processor.tokenizer.save_pretrained(output)
+
+
 def copy_adapter(name: str | Path, output: Path) -> None:
     """Writes just what a checkpoint needs to be loaded, without snapshots and logs: to share it."""
     _refuse_to_overwrite(output)

@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_chat(jobs)
     _add_models(jobs)
     _add_export(jobs)
+    jobs.add_parser("serve", help="the web demo and an OpenAI-compatible API on one port: llasm serve --help")
     jobs.add_parser("data", help="make, check and export spoken data sets: llasm data --help")
     jobs.add_parser("train", help="run a recipe: llasm train RECIPE [--key value …]; llasm train --help")
     jobs.add_parser("eval", help="ask a model a set of spoken questions and score it: llasm eval --help")
@@ -141,9 +142,10 @@ def _add_export(jobs: Any) -> None:
     parser.add_argument("--model", default="llasm-tiny", help="llasm-tiny, a checkpoint's directory or a hub id")
     parser.add_argument(
         "--format",
-        choices=["merged", "adapter"],
+        choices=["merged", "adapter", "llm"],
         default="merged",
-        help="merged: checkpoint and bases as one transformers directory; adapter: the small checkpoint without logs",
+        help="merged: checkpoint and bases as one transformers directory; adapter: the small checkpoint without logs; "
+        "llm: the LLM alone, for a server that is asked by `llasm serve --engine URL --hear MODEL`",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
 
@@ -152,8 +154,21 @@ def _export(args: argparse.Namespace) -> None:
     quiet()
     from llasm import checkpoint
 
-    {"merged": checkpoint.merge, "adapter": checkpoint.copy_adapter}[args.format](args.model, args.output)
+    formats = {"merged": checkpoint.merge, "adapter": checkpoint.copy_adapter, "llm": checkpoint.export_llm}
+    formats[args.format](args.model, args.output)
     print(args.output)
+
+
+def _serve(argv: list[str]) -> None:
+    try:
+        from llasm.serve.settings import load_settings
+
+        settings = load_settings(argv)
+        from llasm.serve.server import serve
+    except ImportError as error:
+        raise LlasmError(f"serve: {error.name} is not installed; pip install 'llasm[serve]'") from error
+    quiet()
+    serve(settings)
 
 
 _DATA_HELP = """\
@@ -291,7 +306,7 @@ def _eval_report(argv: list[str]) -> None:
 
 
 # Jobs whose options are the fields of a dataclass in their room; the room parses them.
-_OWN_OPTIONS: dict[str, Callable[[list[str]], None]] = {"data": _data, "train": _train, "eval": _eval}
+_OWN_OPTIONS: dict[str, Callable[[list[str]], None]] = {"serve": _serve, "data": _data, "train": _train, "eval": _eval}
 
 if __name__ == "__main__":
     sys.exit(main())

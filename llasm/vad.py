@@ -5,6 +5,7 @@ The package's weights are in its wheel; it runs at thousands of times real time 
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 from llasm import audio
 
 
-@lru_cache(maxsize=1)
-def _model() -> Any:
+def load_model() -> Any:
+    """A silero-vad model of one's own: it keeps state from window to window, so two streams cannot share one."""
     n_threads = torch.get_num_threads()
     from silero_vad import load_silero_vad
 
@@ -23,17 +24,22 @@ def _model() -> Any:
     return model
 
 
+_model = lru_cache(maxsize=1)(load_model)
+_lock = threading.Lock()  # one recording at a time: the shared model keeps state from window to window
+
+
 def speech_spans(wave: audio.Wave, min_silence_ms: int = 300) -> list[tuple[int, int]]:
     """(first sample, last sample + 1) of each stretch of speech in a 16 kHz wave."""
     from silero_vad import get_speech_timestamps
 
-    found = get_speech_timestamps(
-        torch.from_numpy(wave),
-        _model(),
-        sampling_rate=audio.SAMPLE_RATE,
-        min_silence_duration_ms=min_silence_ms,
-        max_speech_duration_s=audio.MAX_PIECE_SAMPLES / audio.SAMPLE_RATE,
-    )
+    with _lock:
+        found = get_speech_timestamps(
+            torch.from_numpy(wave),
+            _model(),
+            sampling_rate=audio.SAMPLE_RATE,
+            min_silence_duration_ms=min_silence_ms,
+            max_speech_duration_s=audio.MAX_PIECE_SAMPLES / audio.SAMPLE_RATE,
+        )
     return [(span["start"], span["end"]) for span in found]
 
 

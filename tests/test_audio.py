@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,31 @@ def test_streamed_flac():
     content[21] &= 0xF0  # the 36 bits of STREAMINFO that count the samples
     content[22:26] = bytes(4)
     check_tone(audio.decode(bytes(content)), 0.5)
+
+
+@pytest.mark.parametrize(
+    "file_format, subtype, rate, n_channels",
+    [("FLAC", "PCM_16", 16_000, 1), ("OGG", "OPUS", 48_000, 2), ("FLAC", "PCM_16", 655_350, 1)],
+)
+def test_a_small_file_of_long_silence_is_not_decoded_beyond_the_limit(file_format, subtype, rate, n_channels):
+    content = io.BytesIO()
+    silence = np.zeros((60 * rate, n_channels), np.float32)
+    soundfile.write(content, silence, rate, format=file_format, subtype=subtype)
+    assert len(content.getvalue()) < silence.nbytes / 50
+    tracemalloc.start()
+    with pytest.raises(audio.TooLong, match=r"clip: is (longer than 10.0 s|too large at)"):
+        audio.decode(content.getvalue(), "clip", max_seconds=10)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * audio.BOUNDED_VALUES * 4 + 3 * audio.READ_BLOCK_VALUES * 4 + len(content.getvalue())
+
+
+def test_the_limit_lets_what_fits_through():
+    wave = np.random.default_rng(0).uniform(-0.5, 0.5, 16_000).astype(np.float32)
+    content = audio.to_flac_bytes(wave)
+    assert np.array_equal(audio.decode(content, max_seconds=1), audio.decode(content))
+    with pytest.raises(audio.TooLong):
+        audio.decode(wave, max_seconds=0.99)
 
 
 @pytest.mark.parametrize("peak", [1.5, 40.0, 32768.0, 3e38])

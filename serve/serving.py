@@ -1,0 +1,69 @@
+"""What every route of the API needs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from .engine import Draining, Engine
+from .errors import ApiError
+from .fetch import Listener
+from .metrics import Metered, Metrics
+from .schema import ErrorBody
+from .settings import Settings
+from .speech import Speaker
+
+T = TypeVar("T")
+LOG = logging.getLogger("llasm.serve")
+CLIENT_GONE = 499  # what nginx logs for it; nobody is there to read an answer
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "What is wrong with the request"},
+    "5XX": {"model": ErrorBody, "description": "The server is shutting down, or could not answer"},
+}
+
+
+class Serving:
+    """What every route needs."""
+
+    def __init__(self, engine: Engine, speaker: Speaker, settings: Settings) -> None:
+        self.metrics = Metrics()
+        self.engine = Metered(engine, self.metrics)
+        self.speaker, self.settings = speaker, settings
+        self.listener = Listener(settings.max_audio_seconds, settings.max_body_bytes, settings.fetch_audio)
+        self.started = int(time.time())
+        self.draining = False
+
+    def check_model(self, name: str, *others: str) -> None:
+        if name not in (self.engine.name, *others):
+            message = f"the model {name!r:.100} does not exist here; there is {self.engine.name!r}"
+            raise ApiError(message, 404, "model", "model_not_found")
+
+    def check_open(self) -> None:
+        if self.draining:
+            raise Draining
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T], leave: Callable[[], None]) -> T:
+    """The work's result; if the client goes away first, `leave` is called and the work ended."""
+    working = asyncio.ensure_future(work)
+    going = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({working, going}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ApiError("the client has gone", CLIENT_GONE)
+    finally:
+        going.cancel()
+        if not working.done():
+            leave()
+            working.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,376 @@
+"""The web demo without a browser: sentences, turns out of real speech, what the model is asked, the transcript."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+
+import gradio as gr
+import numpy as np
+import pytest
+import soxr
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from llasm import audio, vad
+from llasm.chat import Reply, check_messages
+from llasm.serve.conversation import Conversation, Said
+from llasm.serve.demo import build, look
+from llasm.serve.engine import Busy, Draining
+from llasm.serve.host import NO_SPEECH, Host, Options, Sessions
+from llasm.serve.settings import Settings
+from llasm.serve.speech import LONG_PIECE, Sentences, Speaker, sentences
+from llasm.serve.turns import PAUSE_SECONDS, Microphone, TurnDetector
+from llasm.tts import UnspeakableText
+
+FRANCE, SKY = (audio.decode(f"examples/{name}.wav") for name in ("france", "sky"))
+PAUSE = np.zeros(round(1.5 * audio.SAMPLE_RATE), np.float32)
+NOISE = (0.05 * np.random.default_rng(0).standard_normal(10 * audio.SAMPLE_RATE)).astype(np.float32)
+OPTIONS = Options("", True, "hibari:heart", 0, 1, 64)
+
+
+@pytest.fixture(scope="module")
+def speaker():
+    return Speaker()
+
+
+# ---- sentences
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Dr. Smith paid $3.14. Then he left!", ["Dr. Smith paid $3.14.", "Then he left!"]),
+        ('"Really?" J. R. said. See example.org now.', ['"Really?"', "J. R. said.", "See example.org now."]),
+        ("Three steps:\n1. Wash.\n2. Cut\n\nDone", ["Three steps:", "1. Wash.", "2. Cut", "Done"]),
+        ("你好。很好！再见", ["你好。", "很好！", "再见"]),
+        ("  \n ", []),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_sentences(text, expected, step):
+    cutter = Sentences()
+    found = [sentence for i in range(0, len(text), step) for sentence in cutter.feed(text[i : i + step])]
+    assert found + cutter.finish() == expected
+
+
+@pytest.mark.parametrize("text", ["word " * 200, "one, two, " * 100, "a" * 1000])
+def test_a_text_without_stops_is_spoken_in_pieces(text):
+    cutter = Sentences()
+    pieces = cutter.feed(text) + cutter.finish()
+    assert all(0 < len(piece) <= LONG_PIECE for piece in pieces)
+    assert "".join(pieces).replace(" ", "") == text.replace(" ", "")
+
+
+def test_the_first_sentence_comes_before_the_second_is_written():
+    async def run():
+        gate = asyncio.Event()
+
+        async def deltas():
+            yield "One is done. Tw"
+            await asyncio.wait_for(gate.wait(), 5)
+            yield "o is not."
+
+        found = []
+        async for sentence in sentences(deltas()):
+            found.append(sentence)
+            gate.set()
+        return found
+
+    assert asyncio.run(run()) == ["One is done.", "Two is not."]
+
+
+def test_speaker(speaker):
+    assert speaker.voices()[0] == speaker.voice == "hibari:heart"
+    wave, rate = speaker.speak("It is 3 o'clock.")
+    assert rate == 24_000 and wave.dtype == np.float32 and 0.5 < len(wave) / rate < 3
+    with pytest.raises(UnspeakableText):
+        speaker.speak("***")
+
+
+# ---- turns
+
+
+def test_turns_of_real_speech():
+    sound = np.concatenate([PAUSE, FRANCE, PAUSE, SKY, PAUSE])
+    detector = TurnDetector()
+    turns, spoke = [], []
+    for start in range(0, len(sound), 4000):
+        turns += detector.feed(sound[start : start + 4000])
+        spoke.append(detector.speaking)
+    assert len(turns) == 2
+    for turn, said in zip(turns, (FRANCE, SKY)):
+        assert abs(len(turn) - len(said)) < 0.5 * audio.SAMPLE_RATE
+        assert len(vad.speech_spans(turn)) == 1
+    assert True in spoke and not spoke[-1]
+
+
+@pytest.mark.parametrize("sound", [NOISE, np.zeros(80_000, np.float32), np.eye(1, 80_000, 40_000, dtype=np.float32)[0]])
+def test_no_turn_in_noise_silence_or_a_click(sound):
+    detector = TurnDetector()
+    assert detector.feed(sound) == [] and not detector.speaking
+
+
+def test_a_pause_shorter_than_the_limit_does_not_end_the_turn():
+    spoken = np.concatenate([FRANCE, SKY])
+    (_, first_end), (second_start, _) = vad.speech_spans(spoken)
+    assert 0.2 < (second_start - first_end) / audio.SAMPLE_RATE < PAUSE_SECONDS
+    [turn] = TurnDetector().feed(np.concatenate([PAUSE, spoken, PAUSE]))
+    assert len(vad.speech_spans(turn)) == 2
+
+
+def test_a_turn_ends_by_itself_when_it_gets_too_long():
+    turns = TurnDetector(longest_seconds=1).feed(np.concatenate([PAUSE, *[FRANCE] * 3, PAUSE]))
+    assert len(turns) > 3 and all(len(turn) <= 1.1 * audio.SAMPLE_RATE for turn in turns)
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100, 48_000])
+def test_microphone_press_to_talk(rate):
+    pcm = (32767 * soxr.resample(FRANCE, audio.SAMPLE_RATE, rate)).astype("<i2").tobytes()
+    microphone = Microphone(rate, hands_free=False)
+    assert microphone.feed(pcm[:20_001]) == []  # a torn sample is no harm
+    [wave] = microphone.feed(pcm[20_000:], last=True)
+    assert abs(len(wave) - len(FRANCE)) < 800
+    assert np.corrcoef(wave[: len(FRANCE) - 800], FRANCE[: len(wave)][: len(FRANCE) - 800])[0, 1] > 0.99
+
+
+# ---- the conversation
+
+
+def conversation():
+    talk = Conversation()
+    talk.system = "Be brief."
+    talk.said = [
+        Said("user", "Compare them.", [FRANCE, SKY]),
+        Said("assistant", "Paris. Light.", caption="<div></div>"),
+        Said("user", "Why?"),
+        Said("assistant"),  # stopped before its first word
+        Said("user", waves=[SKY]),
+    ]
+    return talk
+
+
+def test_messages_for_the_model():
+    messages = conversation().messages()
+    check_messages(messages)
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
+    assert [part["type"] for part in messages[1]["content"]] == ["audio", "audio", "text"]
+    assert [part["type"] for part in messages[3]["content"]] == ["text", "audio"]
+
+
+def test_the_transcript_can_be_asked_again():
+    talk = conversation()
+    read = json.loads(talk.transcript("llasm-tiny"))
+    assert read["model"] == "llasm-tiny"
+    check_messages(read["messages"])
+    first = read["messages"][1]["content"]
+    assert first[0]["audio"].startswith("data:audio/flac;base64,")
+    assert np.abs(audio.decode(first[0]["audio"]) - FRANCE).max() < 1e-4
+    assert first[2] == {"type": "text", "text": "Compare them."}
+
+
+def test_cutting_the_conversation_where_the_page_shows_it():
+    talk = conversation()
+    shown = [i for i, _ in talk.rows()]
+    assert shown == [0, 0, 0, 1, 1, 2, 3, 4]  # each recording, text and caption is a row of its own
+    assert talk.cut_before(4) is not None and talk.said == []
+    talk = conversation()
+    gone = talk.cut_before(5)
+    assert gone is not None and gone.text == "Why?" and len(talk.said) == 2
+    talk.ask_again(gone, "When?")
+    assert [said.text for said in talk.waiting] == ["When?"]
+
+
+# ---- the page
+
+
+def test_the_page_is_served_and_offers_nothing_else(speaker):
+    app = gr.mount_gradio_app(FastAPI(), build(Scripted(), speaker, Settings(max_new_tokens=100)), path="/", **look())
+    with TestClient(app) as client:
+        page = client.get("/").text
+        assert "scripted · voice chat" in page and "window.llasm" in page and "--paper" in page
+        assert client.get("/gradio_api/info").json() == {"named_endpoints": {}, "unnamed_endpoints": {}}
+        config = client.get("/config").json()
+    props = {c["props"].get("label"): c["props"] for c in config["components"]}
+    assert [value for _, value in props["Voice"]["choices"]] == speaker.voices()
+    assert props["Longest answer, in tokens"]["maximum"] == props["Longest answer, in tokens"]["value"] == 100
+    assert len(props["Conversation"]["examples"]) == 4
+
+
+# ---- the host: what is heard, asked and said
+
+
+class Scripted:
+    """An engine that answers with the given pieces, or raises; it remembers what it was asked."""
+
+    name = "scripted"
+
+    def __init__(self, pieces=("It is Paris. ", "Paris is ", "old."), error=None, endless=False):
+        self.pieces, self.error, self.endless, self.asked = pieces, error, endless, []
+
+    def submit(self, request):
+        check_messages(request.messages)
+        if self.error is not None:
+            raise self.error
+        self.asked.append(request)
+        self.answer = ScriptedAnswer(self)
+        return self.answer
+
+
+class ScriptedAnswer:
+    def __init__(self, engine):
+        self.engine, self.reply, self.finish_reason, self.cancelled = engine, None, None, False
+
+    def cancel(self):
+        self.cancelled = True
+
+    async def __aiter__(self):
+        text = ""
+        while not self.cancelled:
+            for piece in self.engine.pieces:
+                await asyncio.sleep(0.01)
+                if self.cancelled:
+                    break
+                text += piece
+                yield piece
+            if not self.engine.endless:
+                break
+        self.finish_reason = "cancelled" if self.cancelled else "stop"
+        self.reply = Reply(text, 0, 0.0, {"first_token": 10.0})
+
+
+def pcm_of(wave):
+    return base64.b64encode((32767 * wave).astype("<i2").tobytes()).decode()
+
+
+async def collected(host, talk, options=OPTIONS):
+    return [event async for event in host.answer(talk, options)]
+
+
+def test_an_answer_is_written_and_spoken(speaker):
+    async def run():
+        host, talk = Host(Scripted(), speaker, 60), Conversation()
+        assert await host.ask_typed({"text": " Where? ", "files": []}, talk) == ""
+        return host, talk, await collected(host, talk)
+
+    host, talk, events = asyncio.run(run())
+    assert host.engine.asked[0].messages == [{"role": "user", "content": [{"type": "text", "text": "Where?"}]}]
+    assert [said.text for said in talk.said] == ["Where?", "It is Paris. Paris is old."]
+    clips = [event["clip"] for event in events if "clip" in event]
+    assert len(clips) == 2 and all(len(audio.decode(clip)) > 4000 for clip in clips)
+    assert "0.01 s to the first token" in talk.said[1].caption and "data-replay" in talk.said[1].caption
+    silent = Options("", False, "hibari:heart", 0, 1, 64)
+
+    async def again():
+        talk.waiting = [Said("user", "And now?")]
+        return await collected(host, talk, silent)
+
+    assert not any("clip" in event for event in asyncio.run(again()))
+    assert [message["role"] for message in host.engine.asked[1].messages] == ["user", "assistant", "user"]
+
+
+def test_stop_ends_the_answer_and_keeps_its_text(speaker):
+    async def run():
+        host, talk = Host(Scripted(endless=True), speaker, 60), Conversation()
+        talk.waiting = [Said("user", "Tell me everything.")]
+        async for _ in host.answer(talk, OPTIONS):
+            if len(talk.said[-1].text) > 60:
+                talk.stop()
+        return host, talk
+
+    host, talk = asyncio.run(asyncio.wait_for(run(), 60))
+    assert host.engine.answer.cancelled and talk.said[-1].text and "stopped" in talk.said[-1].caption
+
+
+def test_a_reader_who_leaves_cancels_the_answer(speaker):
+    async def run():
+        host, talk = Host(Scripted(endless=True), speaker, 60), Conversation()
+        talk.waiting = [Said("user", "Tell me everything.")]
+        reading = host.answer(talk, OPTIONS)
+        async for _ in reading:
+            if talk.said[-1].text:
+                break
+        await reading.aclose()
+        return host.engine.answer.cancelled, talk.turn.locked()
+
+    assert asyncio.run(run()) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(Busy(7), "again in 7 s"), (Draining(), "shut down"), (RuntimeError("secret /path"), "Something went wrong")],
+)
+def test_what_goes_wrong_is_said_kindly(speaker, error, words):
+    async def run():
+        host, talk = Host(Scripted(error=error), speaker, 60), Conversation()
+        talk.waiting = [Said("user", "Where?")]
+        return talk, await collected(host, talk)
+
+    talk, events = asyncio.run(run())
+    [note] = [event["note"] for event in events if "note" in event]
+    assert words in note and "secret" not in note
+    assert "not answered" in talk.said[-1].caption and talk.said[0].text == "Where?"
+
+
+def test_uploads_are_checked_and_their_copies_deleted(speaker, tmp_path):
+    host, talk = Host(Scripted(), speaker, 3), Conversation()
+
+    def give(name, wave, text=""):
+        path = tmp_path / name
+        if wave is None:
+            path.write_bytes(b"not audio at all")
+        else:
+            audio.write_wav(path, wave, audio.SAMPLE_RATE)
+        trouble = asyncio.run(host.ask_typed({"text": text, "files": [str(path)]}, talk))
+        assert not path.exists()
+        return trouble
+
+    assert give("silence.wav", NOISE[:32_000]) == NO_SPEECH
+    assert "long.wav" in give("long.wav", np.concatenate([FRANCE, FRANCE]))
+    assert "broken.wav" in give("broken.wav", None)
+    assert asyncio.run(host.ask_typed({"text": "  ", "files": []}, talk)) != ""
+    assert talk.waiting == []
+    assert give("france.wav", FRANCE) == ""
+    assert len(talk.waiting) == 1 and len(talk.waiting[0].waves) == 1
+
+
+def test_microphone_of_a_tab(speaker):
+    host = Host(Scripted(), speaker, 60)
+    token = host.sessions.open("tab")
+    talk = host.sessions.of("tab")
+
+    def hear(wave, first=False, last=False, hands_free=False):
+        data = {"token": token, "pcm": pcm_of(wave), "rate": 16_000, "first": first, "last": last}
+        return asyncio.run(host.hear({**data, "hands_free": hands_free}))
+
+    assert hear(FRANCE, first=True) == {"speaking": False, "turns": 0, "note": ""}
+    assert hear(PAUSE, last=True) == {"speaking": False, "turns": 1, "note": ""}
+    assert hear(NOISE, first=True, last=True) == {"speaking": False, "turns": 0, "note": NO_SPEECH}
+    assert len(talk.waiting) == 1
+    talk.stopped = False
+    assert hear(np.concatenate([PAUSE, FRANCE[:16_000]]), first=True, hands_free=True)["speaking"]
+    assert talk.stopped  # barging in
+    assert hear(np.concatenate([FRANCE[16_000:], PAUSE]), hands_free=True)["turns"] == 1
+    assert len(talk.waiting) == 2
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"pcm": "%%%"}, {"pcm": "", "first": True, "rate": 1, "hands_free": True}, {"pcm": 3}]
+)
+def test_a_broken_microphone_is_told_so(speaker, data):
+    host = Host(Scripted(), speaker, 60)
+    assert "load it again" in asyncio.run(host.hear(data))["note"].lower()
+    token = host.sessions.open("tab")
+    assert "no sound" in asyncio.run(host.hear({**data, "token": token}))["note"]
+
+
+def test_tabs_do_not_see_each_other():
+    sessions = Sessions()
+    one, other = sessions.open("one"), sessions.open("other")
+    sessions.of("one").said.append(Said("user", "private"))
+    assert sessions.by_token(other).said == [] and sessions.by_token("") is None
+    assert sessions.by_token(one).said[0].text == "private"
+    held = sessions.of("one")
+    sessions.close("one")
+    assert held.said == [] and sessions.by_token(one) is None and sessions.of("one").said == []
