@@ -192,7 +192,9 @@ class LocalEngine:
                 if self._closed:
                     break
             try:
-                self._join(self._newcomers())
+                if newcomers := self._newcomers():
+                    self._join(newcomers)
+                    self._deliver()  # their first tokens: the next step would take them as long again
                 self._step()
             except Exception as error:  # out of memory, say: those in the batch fail, the engine goes on
                 self._fail(error)
@@ -237,8 +239,6 @@ class LocalEngine:
 
     def _join(self, jobs: list[_Waiting]) -> None:
         """Encodes and prefills; all at once, or one by one where one of them cannot be answered."""
-        if not jobs:
-            return
         try:
             rows = self._batch.join([job.request for job in jobs])
         except Exception as error:
@@ -255,9 +255,7 @@ class LocalEngine:
             job.answer.n_prompt_tokens = row.n_prompt_tokens
 
     def _step(self) -> None:
-        """A token for every row; delivers the text, and drops the rows that have ended."""
-        if not self._running:
-            return
+        """A token for every row that goes on, and its text."""
         now = time.perf_counter()
         for row, job in self._running.items():
             if job.answer.cancelled.is_set():
@@ -266,6 +264,10 @@ class LocalEngine:
                 row.finish_reason = "length"
         self._batch.drop_ended()
         self._batch.step()
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Hands over what was written, and ends the answers that are complete."""
         for row, job in list(self._running.items()):
             if piece := row.take_piece():
                 job.answer.put(piece)
