@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
 
 from llasm.chat import ChatModel, Messages, TextStream
 from llasm.errors import LlasmError
@@ -108,7 +109,7 @@ class Batch:
     def __init__(self, chat: ChatModel) -> None:
         self.rows: list[Row] = []
         self._chat, self._model = chat, chat.model
-        self._layers: list[tuple[Tensor, Tensor]] = []  # keys and values [B, heads, L, d] of each layer
+        self._cache: Any = Cache(layers=[])
         self._mask = torch.zeros(0, 0, dtype=torch.long)  # [B, L], 1 where a position is real
         eos = self._model.generation_config.eos_token_id
         self._stops = set(eos if isinstance(eos, list) else [eos])
@@ -142,11 +143,15 @@ class Batch:
             row.timings_ms = dict(timings)
             row.add(row.choose(logits[i]), self._stops)
             rows.append(row)
-        layers = [(layer.keys, layer.values) for layer in cache.layers]
         if self.rows:
-            pairs = zip(self._layers, layers, strict=True)
-            layers = [(_stacked(k, new_k, 2), _stacked(v, new_v, 2)) for (k, v), (new_k, new_v) in pairs]
-        self._layers = layers
+            pairs = zip(self._cache.layers, cache.layers, strict=True)
+            layers = [
+                _GrowingLayer(_stacked(old.keys, new.keys, 2), _stacked(old.values, new.values, 2))
+                for old, new in pairs
+            ]
+        else:
+            layers = [_GrowingLayer(new.keys, new.values) for new in cache.layers]
+        self._cache = Cache(layers=layers)
         self._mask = _stacked(self._mask, prepared.attention_mask, 1) if self.rows else prepared.attention_mask
         self.rows += rows
         return rows
@@ -156,13 +161,9 @@ class Batch:
         """The next token of every row that has not ended."""
         if not self.rows:
             return
-        cache = DynamicCache(config=self._model.config.text_config)
-        for index, (keys, values) in enumerate(self._layers):
-            cache.update(keys, values, index)
         self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
         last = torch.tensor([[row.ids[-1]] for row in self.rows], device=self._mask.device)
-        logits, cache = self._forward(cache, self._mask, input_ids=last)
-        self._layers = [(layer.keys, layer.values) for layer in cache.layers]
+        logits, _ = self._forward(self._cache, self._mask, input_ids=last)
         for row, scores in zip(self.rows, logits, strict=True):
             row.add(row.choose(scores), self._stops)
 
@@ -173,12 +174,13 @@ class Batch:
             return
         self.rows = [self.rows[i] for i in keep]
         if not keep:
-            self._layers, self._mask = [], self._mask[:0, :0]
+            self._cache, self._mask = Cache(layers=[]), self._mask[:0, :0]
             return
         mask = self._mask[keep]
         start = int(mask.argmax(1).min())  # the first column that is real for anybody
         self._mask = mask[:, start:]
-        self._layers = [(k[keep, :, start:], v[keep, :, start:]) for k, v in self._layers]
+        kept = [(layer.keys[keep, :, start:], layer.values[keep, :, start:]) for layer in self._cache.layers]
+        self._cache = Cache(layers=[_GrowingLayer(keys, values) for keys, values in kept])
 
     def _forward(self, cache: Any, mask: Tensor, **inputs: Any) -> tuple[Tensor, Any]:
         """→ logits [B, V] of the last position, and the grown cache."""
@@ -193,6 +195,36 @@ class Batch:
             **inputs,
         )
         return output.logits[:, -1], output.past_key_values
+
+
+class _GrowingLayer(DynamicLayer):
+    """Keys and values [B, heads, L, d] in tensors with room for more: transformers' own are copied for every token."""
+
+    ROOM = 64  # positions
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self._take(keys, values)
+
+    def _take(self, keys: Tensor, values: Tensor) -> None:
+        self._n = keys.shape[2]
+        self._buffers = [torch.nn.functional.pad(part, (0, 0, 0, self.ROOM)) for part in (keys, values)]
+        self.keys, self.values = self._filled()
+
+    def _filled(self) -> tuple[Tensor, Tensor]:
+        keys, values = self._buffers
+        return keys[:, :, : self._n], values[:, :, : self._n]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        start, end = self._n, self._n + key_states.shape[2]
+        if end > self._buffers[0].shape[2]:
+            self._take(*self._filled())
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = states
+        self._n = end
+        self.keys, self.values = self._filled()
+        return self._filled()
 
 
 def _stacked(rows: Tensor, others: Tensor, dim: int) -> Tensor:
