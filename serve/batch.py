@@ -143,15 +143,11 @@ class Batch:
             row.timings_ms = dict(timings)
             row.add(row.choose(logits[i]), self._stops)
             rows.append(row)
+        grown: list[Any] = [(new.keys, new.values) for new in cache.layers]
         if self.rows:
-            pairs = zip(self._cache.layers, cache.layers, strict=True)
-            layers = [
-                _GrowingLayer(_stacked(old.keys, new.keys, 2), _stacked(old.values, new.values, 2))
-                for old, new in pairs
-            ]
-        else:
-            layers = [_GrowingLayer(new.keys, new.values) for new in cache.layers]
-        self._cache = Cache(layers=layers)
+            pairs = zip(self._cache.layers, grown, strict=True)
+            grown = [(_stacked(old.keys, keys, 2), _stacked(old.values, values, 2)) for old, (keys, values) in pairs]
+        self._cache = Cache(layers=[_GrowingLayer(keys, values) for keys, values in grown])
         self._mask = _stacked(self._mask, prepared.attention_mask, 1) if self.rows else prepared.attention_mask
         self.rows += rows
         return rows
