@@ -38,15 +38,24 @@ _REFUSALS_ZH = re.compile(
 # A first person who hears nothing, a recording that holds nothing, or a plea to say it again: that Beethoven could not
 # hear his music is an answer.
 _RECORDING = r"(?:recording|audio|clip|file|message|input)"
+_NO_VOICE = r"(?:\w+ ){0,3}?(?:music|noises?|silence|static|sounds?|hum(?:ming)?|hiss(?:ing)?)\b"
+_ONLY = r"(?:only|just|nothing but)"
 _NOTHING_HEARD = re.compile(
     r"\bi(?: (?:am|was|have|really|still|sorry))* "
     r"(?:(?:did|do|could|can|would|was|am|have) not|cannot|unable to|not able to) (?:\w+ ){0,3}?"
     r"(?:hear|heard|catch|make out|detect)\b"
     r"|\bi (?:\w+ ){0,2}?(?:hear|heard) (?:no |nothing)"
+    rf"|\bi (?:\w+ ){{0,2}}?(?:(?:hear|heard) {_ONLY}|(?:only|just) (?:hear|heard)) {_NO_VOICE}"
+    r"|\bi (?:(?:did|have|do) not (?:\w+ )?(?:receive|received|get|got) (?:any|an|a|your)|(?:received|got) no) "
+    rf"(?:\w+ )?(?:speech|words|voice|sound|question|{_RECORDING})\b"
+    r"|\byou (?:(?:did|have) not (?:\w+ )?(?:say|said|ask|asked) (?:any|a (?:word|thing|question))|said nothing)"
+    r"|\byou (?:did|have) not (?:\w+ )?(?:speak|spoken)$"
     r"|^(?:\w+ )?(?:nothing|no one|nobody) (?:was|is|has been|has|said|spoke) ?(?:said|heard|spoken|anything)?$"
     rf"|\bno (?:\w+ )?(?:speech|words|voice|audio|sound|question)\b.{{0,40}}(?:{_RECORDING}|heard|detected)\b"
-    r"|^(?:\w+ ){0,2}?there (?:is|was) (?:only silence|no (?:\w+ )?(?:speech|words|voice|audio|question))$"
+    r"|^(?:\w+ ){0,2}?there (?:is|was) "
+    r"(?:only (?:silence|music|noise)|no (?:\w+ )?(?:speech|words|voice|audio|question))$"
     rf"|\b(?:the|your|this|that) {_RECORDING} (?:\w+ ){{0,4}}(?:silent|empty|blank|silence)\b"
+    rf"|\b(?:the|your|this|that) {_RECORDING} (?:contain|contains|contained|has|had|is|was) {_ONLY} {_NO_VOICE}"
     r"|\b(?:please|you) (?:\w+ )?(?:(?:say|ask|repeat) (?:\w+ ){0,3}again|repeat (?:your|the|that|it|yourself)\b)"
 )
 _NOTHING_HEARD_ZH = re.compile(
@@ -75,7 +84,7 @@ def tokens(text: str) -> list[str]:
     Whisper's normaliser (case, punctuation, accents, spelling, number words, contractions), without articles; dates
     as month, day, year; Chinese in simplified characters with its numbers as digits.
     """
-    text = unicodedata.normalize("NFKC", text)
+    text = _signs_named(unicodedata.normalize("NFKC", text))
     if _HAN.search(text):
         return _chinese(text)
     # Whisper drops what stands in brackets, as a comment on speech.
@@ -89,6 +98,12 @@ def tokens(text: str) -> list[str]:
     plain = re.sub(rf"\b({_MONTH}) {_DAY}\b", lambda m: f"{_month(m[1])} {int(m[2])}", plain)
     kept = [word for word in plain.split() if word not in ("a", "an", "the")]
     return kept or plain.split()  # the answer may be nothing but "A"
+
+
+def _signs_named(text: str) -> str:
+    """C++ and C# (also said aloud) as a word each, for Whisper's normaliser would leave a C of both."""
+    text = re.sub(r"(?<![A-Za-z])([A-Za-z])(?:\+\+| plus plus\b)", r"\1plusplus", text)
+    return re.sub(r"(?<![A-Za-z])(?:([A-Z])#|([B-G])[ -]sharp\b)", r"\1\2sharp", text)
 
 
 def _month(name: str) -> str:
@@ -131,7 +146,10 @@ def exact(answer: str, aliases: tuple[str, ...]) -> bool:
 
 
 def contains(answer: str, aliases: tuple[str, ...]) -> bool:
-    """The answer holds an alias, word for word, that it does not deny ("not Paris")."""
+    """The answer holds an alias, word for word, that it does not deny ("not Paris").
+
+    Words are all that it sees: "It may be June." holds the alias "May", and is right by it.
+    """
     if exact(answer, aliases):
         return True
     readings = [tokens(reading) for reading in _readings(answer)]
@@ -183,7 +201,7 @@ def _is_short(alias: str) -> bool:
 
 def _short_held(answer: str, alias: str) -> bool:
     plain = alias.replace(".", "").strip()
-    answer = re.sub(r"\b(?:[^\W\d_]\.){2,}", lambda found: found[0].replace(".", ""), answer)
+    answer = re.sub(r"\b(?:[^\W\d_]\.){2,}", lambda found: found[0].replace(".", ""), _signs_named(answer))
     for found in re.finditer(rf"(?<![\w'’]){plain}(?!\w|['’](?!s\b))", answer):
         opens = not answer[: found.start()].strip() or bool(re.search(r"[.!?:]\W*$", answer[: found.start()]))
         follows = re.match(r"\s+[a-z]", answer[found.end() :])
@@ -213,6 +231,7 @@ def f1(answer: str, aliases: tuple[str, ...]) -> float:
 
 def choice(answer: str, choices: dict[str, str]) -> str | None:
     """The label that the answer names, or None where it names none or several, or a label and another's text."""
+    answer, choices = _signs_named(answer), {label: _signs_named(text) for label, text in choices.items()}
     named = [label for label, text in choices.items() if text and contains(answer, (text,))]
     # "New York City" also holds "New York": the longer one is meant.
     named = [a for a in named if not any(b != a and contains(choices[b], (choices[a],)) for b in named)]
