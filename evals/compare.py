@@ -48,5 +48,5 @@ def _values(run: Run, task: str, condition: str) -> dict[str, Row]:
 
 
 def _same(one: Item, other: Item) -> bool:
-    names = ("question", "typed", "answers", "clip_hashes", "choices")
+    names = ("question", "before", "typed", "answers", "clip_hashes", "choices", "language")
     return all(getattr(one, name) == getattr(other, name) for name in names)

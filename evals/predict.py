@@ -11,9 +11,10 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from llasm import asr, audio, chat
+from llasm import asr, audio, chat, checkpoint
 from llasm.errors import LlasmError
 
 from .conditions import BASE, Condition, heard, messages
@@ -141,14 +142,23 @@ def chat_model(name: str) -> chat.ChatModel:
 
 @lru_cache(maxsize=1)
 def base_model(name: str) -> chat.ChatModel:
-    """The model's LLM as it was before training, behind the same interface."""
-    from llasm import checkpoint
-
-    trained = chat_model(name).model
-    fresh, processor = checkpoint.from_bases(
-        trained.config.bases["audio"]["id"], trained.config.bases["text"]["id"], trained.config.adapter_config
+    """The model's LLM as it was before training, behind the same interface and asked under the same template."""
+    trained = chat_model(name)
+    model, processor = trained.model, trained.processor
+    audio_dir, text_dir = map(str, original_bases(name))
+    fresh, _ = checkpoint.from_bases(
+        audio_dir, text_dir, model.config.adapter_config, model.dtype, chat_template=processor.chat_template
     )
-    return chat.ChatModel(fresh.to(trained.device, trained.dtype), processor)
+    return chat.ChatModel(fresh.to(model.device, model.dtype), processor)
+
+
+def original_bases(name: str) -> tuple[Path, Path]:
+    """Directories of the encoder and the LLM that a model was trained on; LlasmError where they are no longer those."""
+    directory = checkpoint.locate(name)
+    config, _ = checkpoint.describe(directory)
+    if not config.bases:
+        raise LlasmError(f"{directory}: does not say which LLM it was trained on, so task typed has none to ask")
+    return checkpoint.checked_base(config, "audio", directory), checkpoint.checked_base(config, "text", directory)
 
 
 @lru_cache(maxsize=1)

@@ -85,6 +85,11 @@ def _scores_table(task: str, scores: Row) -> Table:
             f"{number(found['score'][0], metric)} ({name})" for name, found in conditions.items() if "score" in found
         ]
         note = f"Nobody speaks, yet the model answers: {', '.join(said)}."
+    elif "exact" in columns:
+        note = (
+            "Right: the answer holds any of the right ones word for word, in any case, and does not deny it; so "
+            "“It may be June.” counts for May. exact: it is one and nothing else."
+        )
     elif metric.startswith("judge") and not judged:
         note = "Free answers: without a judge (--judge_url) only refusals and empty answers are counted."
     return task, note, heads, rows
@@ -120,8 +125,11 @@ def _cost_tables(run: Run) -> Iterator[Table]:
                 note += f" {task}: the first token of speech takes {ours / theirs:.2f} of the cascade's time."
         yield "Latency in ms", note, ["task", "given", *[s.replace("_", " ") for s in STAGES], "items"], rows
     rows = [[task, condition, *_throughput(found)] for (task, condition), found in _by_place(run, "answer").items()]
-    heads = ["task", "given", "items/s", "real-time factor", "audio s", "audio tokens an item", "peak memory MB"]
-    yield "Throughput in batches", "Real-time factor: seconds of work for a second of audio.", heads, rows
+    heads = ["task", "given", "items/s", "real-time factor", "audio s", "audio tokens an item"]
+    note = "Real-time factor: seconds of work for a second of audio."
+    if peaks := [row["batch"]["peak_mb"] for row in run.timings if "batch" in row]:
+        note += f" Over the whole run a process held at most {max(peaks)} MB of memory."
+    yield "Throughput in batches", note, heads, rows
 
 
 def _by_place(run: Run, kind: str) -> dict[tuple[str, str], list[Row]]:
@@ -139,7 +147,7 @@ def _latencies(run: Run) -> dict[tuple[str, str], list[dict[str, float]]]:
 def _throughput(rows: list[Row]) -> list[str]:
     batches = {row["batch"]["first"]: row["batch"] for row in rows if "batch" in row}.values()
     if not batches:
-        return ["–"] * 5
+        return ["–"] * 4
     work = sum(batch["ms"] for batch in batches) / 1000
     seconds = sum(row.get("audio_seconds", 0) for row in rows)
     tokens = [row["n_audio_tokens"] for row in rows if row.get("n_audio_tokens")]
@@ -148,7 +156,6 @@ def _throughput(rows: list[Row]) -> list[str]:
         f"{work / seconds:.3f}" if seconds else "–",
         f"{seconds:.0f}" if seconds else "–",
         f"{np.mean(tokens):.1f}" if tokens else "–",
-        str(max(batch["peak_mb"] for batch in batches)),
     ]
 
 
@@ -300,7 +307,8 @@ def _head(run: Run) -> str:
     revision = run.facts["git"] or "unknown"
     facts = [
         f"Model {settings['model']} (sha256 {model_hash[:12]}), greedy, at most {run.facts['max_new_tokens']} tokens.",
-        f"Recogniser {settings['asr']}, voice {settings['voice']}." if run.facts["asr"] else "",
+        f"Recogniser {settings['asr']}." if run.facts["asr"] else "",
+        f"Voice {settings['voice']}." if run.facts.get("voice") else "",
         f"Data {', '.join(f'{task} {sha[:12]}' for task, sha in run.facts['data'].items())}.",
         f"Revision {revision}; {names}.",
     ]

@@ -47,7 +47,8 @@ def plan(facts: Row, items: Iterable[Item]) -> list[Planned]:
         bases, limit = [bases, facts["model"].get("files")], [limit, facts["device"]]
     found = []
     for item in items:
-        content = [item.task, item.id, item.question, item.typed, item.clip_hashes]
+        before = [item.before] if facts["format"] > 2 else []
+        content = [item.task, item.id, item.question, item.typed, *before]
         for condition in conditions_of(item, asked):
             varied = condition.variation
             of_run = [
@@ -56,7 +57,7 @@ def plan(facts: Row, items: Iterable[Item]) -> list[Planned]:
                 [facts["asr"], item.language] if condition.kind == "cascade" else None,
                 facts["noise"] if varied and varied.name == "snr" else None,
             ]
-            asked_of = content if condition.hears else content[:4]
+            asked_of = [*content, item.clip_hashes] if condition.hears else content
             key = digest([of_run, str(condition), asked_of, bool(item.fault)])
             found.append(Planned(item, condition, key))
     return found

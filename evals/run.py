@@ -34,11 +34,11 @@ from . import results
 from .conditions import Condition, noise_files
 from .items import Item, digest, hashed
 from .judge import Judge
-from .predict import Batch, Event
+from .predict import Batch, Event, original_bases
 from .report import save_clips, write_report
 from .settings import Settings
 from .tasks import TASKS
-from .voiced import voice_identity, voiced
+from .voiced import is_voiced, voice_identity, voiced
 
 PACKAGES = ("llasm", "torch", "transformers", "openai-whisper", "numpy", "scipy", "soxr")
 # Of run.json: another of these would be another run. Versions and revision are only told, and where model and data
@@ -66,6 +66,8 @@ def evaluate(settings: Settings) -> Path:
     if log.exists() and not settings.resume:
         raise LlasmError(f"{out}: holds answers of a run; go on with it by --resume, or choose another --out")
     items = [item for task in settings.tasks for item in items_of(settings, task)]
+    if not any(map(is_voiced, items)):  # so that no answer depends on it
+        facts["voice"] = ""
     facts["data"] = {task: digest([item.content() for item in items if item.task == task]) for task in settings.tasks}
     planned = {p.item.task for p in results.plan(facts, items)}
     for task in settings.tasks:
@@ -143,7 +145,7 @@ def run_facts(settings: Settings) -> dict[str, Any]:
     conditions = settings.all_conditions()
     asked = ("model", "task", "data", "conditions", "asr", "voice", "snr", "noise", "speed", "telephone")
     facts: dict[str, Any] = {
-        "format": 2,
+        "format": 3,
         "settings": {name: getattr(settings, name) for name in (*asked, "limit")},
         "max_new_tokens": settings.max_new_tokens,
         "conditions": [str(condition) for condition in conditions],
@@ -155,6 +157,8 @@ def run_facts(settings: Settings) -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES},
         "git": _git_revision(),
     }
+    if "typed" in settings.tasks:
+        original_bases(settings.model)
     if any(condition.kind == "cascade" for condition in conditions):
         directory = Path(weights.resolve(settings.asr))
         facts["asr"] = digest([weights.content_hash(directory), _small_files(directory)])

@@ -76,6 +76,8 @@ class Settings:
             raise LlasmError(f"latency_items is {self.latency_items}; it must not be negative")
         if self.noise is not None and not Path(self.noise).is_dir():
             raise LlasmError(f"noise is {self.noise!r}: no such folder")
+        if self.noise is not None and self.snr is None:
+            raise LlasmError(f"noise is {self.noise!r}, but at no ratio; give snr too, such as 10,5,0")
         self.all_conditions()
         self.part()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -42,6 +43,15 @@ def voiced(items: list[Item], spec: str) -> list[Item]:
     return done
 
 
+def is_voiced(item: Item) -> bool:
+    """Its clips are a voice's."""
+    return any(isinstance(clip, str) and Path(clip).parent == _folder() for clip in item.audio)
+
+
+def _folder() -> Path:
+    return weights.home() / "voiced"
+
+
 def _needs_voice(item: Item) -> bool:
     return not item.audio and not item.fault and item.kind != "typed"
 
@@ -61,7 +71,7 @@ def _spoken(item: Item, spec: str, identity: str) -> Item:
 def _clip_of(text: str, language: str, spec: str, identity: str) -> str:
     """The file with the text aloud."""
     engine, voice = _voice(spec)
-    path = weights.home() / "voiced" / f"{digest([identity, language, text, 1])}.flac"
+    path = _folder() / f"{digest([identity, language, text, 1])}.flac"
     if not path.exists():
         # Drawn from the text, so that two data sets with the same question share its speech.
         wave = engine.synthesize(speakable(text, language), voice, 1.0, seed_of(f"voiced/{text}") % 2**32)

@@ -43,6 +43,7 @@ def use(monkeypatch, answer):
     monkeypatch.setattr(predict, "chat_model", lambda name: model)
     monkeypatch.setattr(predict, "base_model", lambda name: FakeModel(lambda index, typed: "as before"))
     monkeypatch.setattr(predict, "recogniser", lambda name: FakeRecogniser())
+    monkeypatch.setattr(run, "original_bases", lambda name: None)
     monkeypatch.setattr(run, "_model_facts", lambda name: {"sha256": "0" * 64, "bases": {}})
     monkeypatch.setattr(run.weights, "resolve", lambda name: name)
     monkeypatch.setattr(run.weights, "content_hash", lambda directory: "1" * 64)

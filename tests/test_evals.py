@@ -2,16 +2,21 @@
 
 import json
 import random
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 from evals_fakes import evaluated, gold, questions, scores_of, use
 from filelock import FileLock
+from safetensors.torch import load_file, save_file
 
+from llasm import checkpoint
 from llasm.cli import main
 from llasm.errors import LlasmError
-from llasm.evals import judge, predict, results, run
+from llasm.evals import compare, judge, predict, results, run
+from llasm.evals.items import Item
 from llasm.evals.settings import Settings
 
 SAME = ("run.json", "items/*", "predictions/*", "verdicts.jsonl", "scores.json")  # from run to run
@@ -392,3 +397,73 @@ def test_the_plan_of_a_folder_is_the_plan_of_its_data(tmp_path, monkeypatch):
     assert len(keys) == len(set(keys)) == 15
     events = {event["key"] for event in lines(out / "events/1-of-1.jsonl")}
     assert events == set(keys)
+
+
+# ---- typed chat before and after training
+
+
+def asked_before_training(bases, folder):
+    """A checkpoint whose LLM has no chat template of its own."""
+    llm = folder / "llm"
+    shutil.copytree(bases["text_base"], llm)
+    (llm / "chat_template.jinja").unlink()
+    template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    model, processor = checkpoint.from_bases(
+        bases["audio_base"], str(llm), checkpoint.AdapterConfig(), chat_template=template
+    )
+    checkpoint.save(model, processor, folder / "model")
+    return str(folder / "model"), llm
+
+
+def test_the_llm_before_training_is_asked_under_the_checkpoint_s_template(tmp_path, bases):
+    model, _ = asked_before_training(bases, tmp_path)
+    out = evaluated(None, tmp_path / "out", task="typed", limit=2, model=model, max_new_tokens=4)
+    assert scores_of(out, "typed")["conditions"]["text"]["score"][0] == 1  # nothing was trained
+    said = [{"role": "user", "content": "Hello"}]
+    assert predict.base_model(model).processor.apply_chat_template(said, tokenize=False) == "[Hello]"
+
+
+def test_another_llm_than_before_training_is_told_before_anything_is_asked(tmp_path, bases):
+    model, llm = asked_before_training(bases, tmp_path)
+    weights = load_file(llm / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, llm / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LlasmError, match="was trained on"):
+        evaluated(None, tmp_path / "out", task="no_speech,typed", model=model)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_conversation_before_a_question_is_another_question(tmp_path, monkeypatch):
+    use(monkeypatch, gold)
+    one = Item(id="1", task="custom", question="And now?", answers=("x",), before=(("Hello", "Hi."),))
+    other = replace(one, before=(("Goodbye", "Bye."),))
+    assert compare._same(one, one) and not compare._same(one, other)
+    assert not compare._same(one, replace(one, language="zh"))
+    facts = run.run_facts(Settings(task="custom", out="", conditions="text"))
+    [first], [second] = results.plan(facts, [one]), results.plan(facts, [other])
+    assert first.key != second.key
+    old = facts | {"format": 2}  # whose answers are found by their keys still
+    assert results.plan(old, [one])[0].key == results.plan(old, [other])[0].key
+
+
+# ---- what the report says of a run
+
+
+def test_the_report_names_only_what_took_part(tmp_path, monkeypatch):
+    use(monkeypatch, gold)
+    data = questions(tmp_path / "data", 2)
+    text = (evaluated(data, tmp_path / "spoken") / "report.md").read_text()
+    assert "Recogniser whisper-base." in text and "Voice" not in text  # the clips are the data's own
+    assert "counts for May" in text
+    [told] = [line for line in text.splitlines() if "MB" in line]
+    assert "Over the whole run a process held at most" in told
+    out = evaluated(data, tmp_path / "typed", conditions="text")
+    assert "Recogniser" not in (out / "report.md").read_text()
+    monkeypatch.setenv("LLASM_HOME", str(tmp_path / "home"))
+    (tmp_path / "q.jsonl").write_text('{"question": "Question 1?", "answers": "x"}\n')
+    out = evaluated(tmp_path / "q.jsonl", tmp_path / "voiced", conditions="speech")
+    assert "Voice hibari." in (out / "report.md").read_text()
+
+
+def test_noise_at_no_ratio_is_refused(tmp_path):
+    with pytest.raises(LlasmError, match="give snr too"):
+        Settings(task="no_speech", out="x", noise=str(tmp_path))
