@@ -170,15 +170,16 @@ class FeatureCache:
         encode: Encode,
         progress: Callable[[int], Any] = lambda n: None,
         batch_seconds: float = 16.0,
+        name_of: Callable[[str], str | None] = lambda key: None,
     ) -> None:
-        """Encodes the clips (key, audio file bytes) that are missing.
+        """Encodes the clips (key, audio file bytes) that are missing; `name_of` a key is what an error calls its clip.
 
         Threads decode and make the mels of the next window while this one is encoded. Clips are sorted by
         length inside a window and joined to batches of `batch_seconds` (padding included).
         """
 
         def prepare(clip: tuple[str, bytes]) -> tuple[str, Tensor]:
-            return clip[0], mel(extractor, audio.decode(clip[1]))
+            return clip[0], mel(extractor, audio.decode(clip[1], name_of(clip[0])))
 
         def missing() -> Iterator[tuple[str, bytes]]:
             seen: set[str] = set()

@@ -6,7 +6,8 @@ Shapes: B samples, T encoder frames, D encoder width, U target tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,11 +19,13 @@ from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from llasm import weights
+from llasm import audio, weights
 from llasm.errors import LlasmError
 from llasm.features import FeatureCache
+from llasm.processing_llasm import AUDIO_TOKEN
 
 Row = dict[str, Any]
+Check = tuple[Callable[[Row], Any], str]
 
 # Seconds of audio encoded at once. Small on CPUs: the activations then stay in the cache (1.5 times faster).
 NO_SPEECH = "no speech"  # what `meta.source` begins with where nobody speaks
@@ -49,6 +52,36 @@ class Sample:
         return sum(self.clip_seconds)
 
 
+def _parts(row: Row, kind: str = "", role: str = "") -> list[Row]:
+    """The parts of one kind, or of both, in the turns of one role, or of all."""
+    turns = [message for message in row["messages"] if role in ("", message["role"])]
+    return [part for turn in turns for part in turn["content"] if kind in ("", part["type"])]
+
+
+# What a row must be, and what it has where it is not; each check takes for granted what those above it ask for.
+CONTRACT: tuple[Check, ...] = (
+    (lambda row: row["id"], "no id"),
+    (lambda row: row["messages"] and all(m and m.get("content") for m in row["messages"]), "no or empty messages"),
+    (lambda row: all(m["role"] in ("system", "user", "assistant") for m in row["messages"]),
+     "a role that is none of system, user and assistant"),
+    (lambda row: all(part["type"] in ("audio", "text") for part in _parts(row)), "a part neither audio nor text"),
+    (lambda row: len(_parts(row, "audio")) == len(_parts(row, "audio", "user")), "audio in a turn not the user's"),
+    (lambda row: all(part["text"] is not None for part in _parts(row, "text")), "a text part without text"),
+    (lambda row: all(part["text"].strip() for part in _parts(row, "text", "assistant")), "an empty answer"),
+    (lambda row: row["meta"] and "texts" in row["meta"], "no meta.texts"),
+    (lambda row: "seconds" in row["meta"], "no meta.seconds"),
+    (lambda row: "truncated" in row["meta"], "no meta.truncated"),
+    (lambda row: len(row["audios"]) == len(row["meta"]["texts"] or []) == len(row["meta"]["seconds"] or []),
+     "not one text and duration for each audio"),
+    (lambda row: AUDIO_TOKEN not in "\n".join(filter(None, _texts(row))),
+     f"{AUDIO_TOKEN}, which stands for sound, as text"),
+)  # fmt: skip
+
+
+def _texts(row: Row) -> list[str]:
+    return [*(row["meta"]["texts"] or []), *(part["text"] for part in _parts(row, "text"))]
+
+
 def shards(folder: str) -> list[Path]:
     """The parquet files of a data set folder."""
     paths = sorted(Path(folder).glob("data/*.parquet"))
@@ -59,39 +92,76 @@ def shards(folder: str) -> list[Path]:
 
 def read_rows(folder: str) -> Iterator[tuple[str, Row]]:
     """(file:row, row) of a data set folder, audio as `{"bytes", "path"}`."""
+    import pyarrow
     import pyarrow.parquet as parquet
 
     for path in shards(folder):
-        table = parquet.read_table(path)
+        try:
+            table = parquet.read_table(path)
+            rows = table.to_pylist()
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            reason = str(error).splitlines()[0]
+            raise LlasmError(f"{path}: is no parquet file, or damaged ({reason}); copy or build it again") from error
         missing = {"id", "messages", "audios", "meta"} - set(table.column_names)
         if missing:
             raise LlasmError(
                 f"{path}: has no column {sorted(missing)[0]!r}, so it is no spoken data set; bring it into shape with "
                 f"`llasm data build --input {folder} --output DIR`"
             )
-        for number, row in enumerate(table.to_pylist(), 1):
+        for number, row in enumerate(rows, 1):
             yield f"{path}:{number}", row
 
 
 def read_samples(folders: list[str]) -> list[Sample]:
-    """All rows; raises LlasmError, naming file and row, where one breaks the data set's contract."""
-    samples = []
+    """All rows; raises LlasmError, naming file and row, where one breaks the data set's contract or is there twice."""
+    places = [Path(folder).resolve() for folder in folders]
+    if twice := [folder for folder, place in zip(folders, places) if places.count(place) > 1]:
+        raise LlasmError(f"{', '.join(twice)}: is one data set named twice, so held-out rows would be trained on too")
+    samples: list[Sample] = []
+    ids: dict[tuple[str, str], str] = {}
+    contents: dict[str, str] = {}
     for folder in folders:
         for where, row in read_rows(folder):
-            meta = row["meta"]
-            missing = {"texts", "seconds", "truncated"} - set(meta)
-            if missing or not len(row["audios"]) == len(meta["texts"]) == len(meta["seconds"]):
-                fault = f"no meta.{sorted(missing)[0]}" if missing else "not one text and duration for each audio"
-                raise LlasmError(f"{where}: has {fault}; `llasm data check {folder}` tells more")
-            if any(not audio["bytes"] for audio in row["audios"]):
-                raise LlasmError(
-                    f"{where}: an audio has no bytes; `llasm data build --input {folder}` packs the files in"
-                )
-            keys = [FeatureCache.key(audio["bytes"]) for audio in row["audios"]]
-            silent = str(meta.get("source")).startswith(NO_SPEECH)
-            identity = (row["id"], row["messages"], meta["texts"], keys, meta["truncated"], silent)
-            samples.append(Sample(*identity, meta["seconds"], folder, meta.get("licence") or ""))
+            sample = _sample(folder, where, row)
+            content = repr((sample.id, sample.messages, sample.texts, sample.keys))
+            if first := ids.get((folder, sample.id)) or contents.get(content):
+                raise LlasmError(f"{where}: row {sample.id!r} is there already, at {first}; leave one of them out")
+            ids[folder, sample.id] = contents[content] = where
+            samples.append(sample)
     return samples
+
+
+def _sample(folder: str, where: str, row: Row) -> Sample:
+    for holds, fault in CONTRACT:
+        if not holds(row):
+            raise LlasmError(f"{where}: has {fault}; `llasm data check {folder}` tells more")
+    if any(not clip or not clip["bytes"] for clip in row["audios"]):
+        raise LlasmError(f"{where}: an audio has no bytes; `llasm data build --input {folder}` packs the files in")
+    meta = row["meta"]
+    return Sample(
+        id=row["id"],
+        messages=row["messages"],
+        texts=[text or "" for text in meta["texts"] or []],
+        keys=[FeatureCache.key(clip["bytes"]) for clip in row["audios"]],
+        truncated=bool(meta["truncated"]),
+        silent=str(meta.get("source")).startswith(NO_SPEECH),
+        clip_seconds=[_seconds(clip["bytes"], f"{where}: row {row['id']!r}") for clip in row["audios"]],
+        origin=folder,
+        licence=meta.get("licence") or "",
+    )
+
+
+def _seconds(content: bytes, name: str) -> float:
+    """How long a clip is, whatever its row says; decoded just where its header leaves room for doubt."""
+    import soundfile
+
+    try:
+        header = soundfile.info(io.BytesIO(content))
+    except (soundfile.SoundFileError, OSError):
+        header = None
+    if header and 0 < header.frames < audio.UNKNOWN_FRAMES and header.subtype not in ("FLOAT", "DOUBLE"):
+        return header.frames / header.samplerate
+    return len(audio.decode(content, name)) / audio.SAMPLE_RATE
 
 
 def cache_folder(config: Any, cache_dir: str | None) -> Path:
@@ -112,17 +182,21 @@ def encode_missing(
     if not keys:
         return
 
+    names: dict[str, str] = {}
+
     def clips() -> Iterator[tuple[str, bytes]]:
         for folder in dict.fromkeys(sample.origin for sample in samples):
-            for _, row in read_rows(folder):
-                pairs = ((FeatureCache.key(clip["bytes"]), clip["bytes"]) for clip in row["audios"])
-                yield from (pair for pair in pairs if pair[0] in keys)
+            for where, row in read_rows(folder):
+                for clip in row["audios"]:
+                    if (key := FeatureCache.key(clip["bytes"])) in keys:
+                        names[key] = f"{where}: row {row['id']!r}"
+                        yield key, clip["bytes"]
 
     with torch.inference_mode(), tqdm(total=len(keys), desc="encode", unit="clip", disable=rank > 0) as bar:
         device = next(model.parameters()).device
         seconds = CPU_BATCH_SECONDS if device.type == "cpu" else GPU_BATCH_SECONDS
         encode = encoder_of(model, device)
-        cache.add_all(clips(), processor.feature_extractor, encode, bar.update, seconds)
+        cache.add_all(clips(), processor.feature_extractor, encode, bar.update, seconds, names.get)
 
 
 def encoder_of(model: Any, device: Any) -> Any:
