@@ -253,9 +253,10 @@ class LocalEngine:
             self._running[row] = job
             self._n_joining -= 1
             job.answer.n_prompt_tokens = row.n_prompt_tokens
+        self._deliver()  # the first pieces, before a further step
 
     def _step(self) -> None:
-        """A token for every row; delivers the text, and drops the rows that have ended."""
+        """A token for every row; those who have left or are late end before it."""
         if not self._running:
             return
         now = time.perf_counter()
@@ -266,6 +267,10 @@ class LocalEngine:
                 row.finish_reason = "length"
         self._batch.drop_ended()
         self._batch.step()
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Gives out the text that is new, and drops the rows that have ended."""
         for row, job in list(self._running.items()):
             if piece := row.take_piece():
                 job.answer.put(piece)
