@@ -12,10 +12,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
 from llasm.chat import ChatModel, Messages, TextStream
 from llasm.errors import LlasmError
+
+BLOCK = 64  # positions by which the cache grows
 
 
 class Asked(Protocol):
@@ -103,13 +105,41 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
+class _Layer(DynamicLayer):
+    """A layer's keys and values [B, heads, L, d]. They grow in blocks: a step copies its own position and no other."""
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = self._room = (keys, values)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        start = self.keys.shape[2]
+        end = start + key_states.shape[2]
+        if self._room[0].shape[2] < end:
+            self._room = (_with_room(self.keys, end + BLOCK), _with_room(self.values, end + BLOCK))
+        for room, states in zip(self._room, (key_states, value_states), strict=True):
+            room[:, :, start:end] = states
+        self.keys, self.values = (room[:, :, :end] for room in self._room)
+        return self.keys, self.values
+
+
+def _with_room(states: Tensor, length: int) -> Tensor:
+    room = states.new_empty(*states.shape[:2], length, states.shape[3])
+    room[:, :, : states.shape[2]] = states
+    return room
+
+
 class Batch:
     """Rows with their cache. Greedy answers do not depend on who else is in it (in float32, as on CPUs)."""
 
     def __init__(self, chat: ChatModel) -> None:
         self.rows: list[Row] = []
         self._chat, self._model = chat, chat.model
-        self._cache: Any = Cache(layers=[])
+        self._layers: list[_Layer] = []
         self._mask = torch.zeros(0, 0, dtype=torch.long)  # [B, L], 1 where a position is real
         eos = self._model.generation_config.eos_token_id
         self._stops = set(eos if isinstance(eos, list) else [eos])
@@ -143,11 +173,13 @@ class Batch:
             row.timings_ms = dict(timings)
             row.add(row.choose(logits[i]), self._stops)
             rows.append(row)
-        grown: list[Any] = [(new.keys, new.values) for new in cache.layers]
         if self.rows:
-            pairs = zip(self._cache.layers, grown, strict=True)
-            grown = [(_stacked(old.keys, keys, 2), _stacked(old.values, values, 2)) for old, (keys, values) in pairs]
-        self._cache = Cache(layers=[_GrowingLayer(keys, values) for keys, values in grown])
+            pairs = zip(self._layers, cache.layers, strict=True)
+            self._layers = [
+                _Layer(_stacked(own.keys, new.keys, 2), _stacked(own.values, new.values, 2)) for own, new in pairs
+            ]
+        else:
+            self._layers = [_Layer(layer.keys, layer.values) for layer in cache.layers]
         self._mask = _stacked(self._mask, prepared.attention_mask, 1) if self.rows else prepared.attention_mask
         self.rows += rows
         return rows
@@ -157,9 +189,11 @@ class Batch:
         """The next token of every row that has not ended."""
         if not self.rows:
             return
+        cache = DynamicCache(config=self._model.config.text_config)
+        cache.layers = list(self._layers)
         self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
         last = torch.tensor([[row.ids[-1]] for row in self.rows], device=self._mask.device)
-        logits, _ = self._forward(self._cache, self._mask, input_ids=last)
+        logits, _ = self._forward(cache, self._mask, input_ids=last)
         for row, scores in zip(self.rows, logits, strict=True):
             row.add(row.choose(scores), self._stops)
 
@@ -175,8 +209,7 @@ class Batch:
         mask = self._mask[keep]
         start = int(mask.argmax(1).min())  # the first column that is real for anybody
         self._mask = mask[:, start:]
-        kept = [(layer.keys[keep, :, start:], layer.values[keep, :, start:]) for layer in self._cache.layers]
-        self._cache = Cache(layers=[_GrowingLayer(keys, values) for keys, values in kept])
+        self._layers = [_Layer(layer.keys[keep, :, start:], layer.values[keep, :, start:]) for layer in self._layers]
 
     def _forward(self, cache: Any, mask: Tensor, **inputs: Any) -> tuple[Tensor, Any]:
         """→ logits [B, V] of the last position, and the grown cache."""

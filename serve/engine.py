@@ -253,9 +253,12 @@ class LocalEngine:
             self._running[row] = job
             self._n_joining -= 1
             job.answer.n_prompt_tokens = row.n_prompt_tokens
+        self._deliver()  # the first pieces, before a further step
 
     def _step(self) -> None:
-        """A token for every row that goes on, and its text."""
+        """A token for every row; those who have left or are late end before it."""
+        if not self._running:
+            return
         now = time.perf_counter()
         for row, job in self._running.items():
             if job.answer.cancelled.is_set():
@@ -267,7 +270,7 @@ class LocalEngine:
         self._deliver()
 
     def _deliver(self) -> None:
-        """Hands over what was written, and ends the answers that are complete."""
+        """Gives out the text that is new, and drops the rows that have ended."""
         for row, job in list(self._running.items()):
             if piece := row.take_piece():
                 job.answer.put(piece)
