@@ -204,7 +204,7 @@ class Batch:
             return
         self.rows = [self.rows[i] for i in keep]
         if not keep:
-            self._cache, self._mask = Cache(layers=[]), self._mask[:0, :0]
+            self._layers, self._mask = [], self._mask[:0, :0]
             return
         mask = self._mask[keep]
         start = int(mask.argmax(1).min())  # the first column that is real for anybody
@@ -224,36 +224,6 @@ class Batch:
             **inputs,
         )
         return output.logits[:, -1], output.past_key_values
-
-
-class _GrowingLayer(DynamicLayer):
-    """Keys and values [B, heads, L, d] in tensors with room for more: transformers' own are copied for every token."""
-
-    ROOM = 64  # positions
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        self._take(keys, values)
-
-    def _take(self, keys: Tensor, values: Tensor) -> None:
-        self._n = keys.shape[2]
-        self._buffers = [torch.nn.functional.pad(part, (0, 0, 0, self.ROOM)) for part in (keys, values)]
-        self.keys, self.values = self._filled()
-
-    def _filled(self) -> tuple[Tensor, Tensor]:
-        keys, values = self._buffers
-        return keys[:, :, : self._n], values[:, :, : self._n]
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        start, end = self._n, self._n + key_states.shape[2]
-        if end > self._buffers[0].shape[2]:
-            self._take(*self._filled())
-        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[:, :, start:end] = states
-        self._n = end
-        self.keys, self.values = self._filled()
-        return self._filled()
 
 
 def _stacked(rows: Tensor, others: Tensor, dim: int) -> Tensor:

@@ -192,9 +192,7 @@ class LocalEngine:
                 if self._closed:
                     break
             try:
-                if newcomers := self._newcomers():
-                    self._join(newcomers)
-                    self._deliver()  # their first tokens: the next step would take them as long again
+                self._join(self._newcomers())
                 self._step()
             except Exception as error:  # out of memory, say: those in the batch fail, the engine goes on
                 self._fail(error)
@@ -239,6 +237,8 @@ class LocalEngine:
 
     def _join(self, jobs: list[_Waiting]) -> None:
         """Encodes and prefills; all at once, or one by one where one of them cannot be answered."""
+        if not jobs:
+            return
         try:
             rows = self._batch.join([job.request for job in jobs])
         except Exception as error:

@@ -14,8 +14,10 @@ import socket
 import sys
 import time
 import webbrowser
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -26,6 +28,9 @@ from .engine import Engine, LocalEngine
 from .serving import Serving
 from .settings import Settings
 from .speech import Speaker
+
+if TYPE_CHECKING:
+    from llasm.chat import ChatModel
 
 CLOSE_S = 1  # for connections that are still open once all is answered: the page keeps one
 
@@ -106,9 +111,7 @@ def _engine(settings: Settings) -> Engine:
         from .remote import RemoteEngine
 
         return RemoteEngine(settings.engine, settings.model, settings.name, timeout_s=settings.timeout_s, **limits)
-    import numpy as np
-
-    from llasm import audio, chat
+    from llasm import chat
     from llasm.checkpoint import DEFAULT_MODEL
 
     if settings.engine is not None and settings.hear is not None:
@@ -119,12 +122,24 @@ def _engine(settings: Settings) -> Engine:
         return HearingEngine(chat.load(settings.hear), settings.engine, **at_server)
 
     model = settings.model or DEFAULT_MODEL
-    loaded = chat.load(model)
-    # The first pass takes longer than the next; nobody should have to wait for it.
-    second = np.zeros(audio.SAMPLE_RATE, np.float32)
-    loaded.chat([{"role": "user", "content": [{"type": "audio", "audio": second}]}], max_new_tokens=2)
+    # In a thread that ends: OpenMP keeps a team for each thread that has computed, and stops its workers from spinning
+    # once all teams together have more threads than there are cores. Only the engine's thread should have one.
+    with ThreadPoolExecutor(1) as passing:
+        loaded = passing.submit(_warm, model).result()
     name = settings.name or Path(model).name
     return LocalEngine(loaded, name, timeout_s=settings.timeout_s, **limits)
+
+
+def _warm(model: str | Path) -> ChatModel:
+    """Loaded, and run once: the first pass takes longer than the next, and nobody should have to wait for it."""
+    import numpy as np
+
+    from llasm import audio, chat
+
+    loaded = chat.load(model)
+    second = np.zeros(audio.SAMPLE_RATE, np.float32)
+    loaded.chat([{"role": "user", "content": [{"type": "audio", "audio": second}]}], max_new_tokens=2)
+    return loaded
 
 
 def _log() -> None:
