@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,23 +26,36 @@ def write_whole(path: Path, content: str | bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def check_claimable(folder: Path, marks: Iterable[Path], command: str, option: str) -> None:
+    """Whether a command may write the folder; LlasmError where it holds something else, or cannot be written to.
+
+    marks: one of them is there where the command has been at work before. option: names the folder.
+    """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise LlasmError(f"{there}: is a file; choose another {option}")
+    if not os.access(there, os.W_OK):
+        raise LlasmError(f"{there}: may not be written to; choose another {option}")
+    if folder.exists() and any(folder.iterdir()) and not any(mark.exists() for mark in marks):
+        raise LlasmError(f"{folder}: holds something else than {command} writes; choose another {option}")
+
+
 @contextmanager
 def claimed(folder: Path, marks: Iterable[Path], lock: Path, command: str, option: str) -> Iterator[None]:
     """The folder that a command writes, or the part of it that `lock` stands for, for this process alone.
 
     marks: one of them is there where the command has been at work before. option: names the folder.
-    Raises LlasmError where the folder holds something else, or another process has the lock.
+    Raises LlasmError where the folder holds something else or cannot be written, or another process has the lock.
     """
-    if folder.exists() and not folder.is_dir():
-        raise LlasmError(f"{folder}: is a file; choose another {option}")
-    if folder.exists() and any(folder.iterdir()) and not any(mark.exists() for mark in marks):
-        raise LlasmError(f"{folder}: holds something else than {command} writes; choose another {option}")
-    lock.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(lock)
     try:
+        check_claimable(folder, marks, command, option)
+        lock.parent.mkdir(parents=True, exist_ok=True)
         held.acquire(timeout=0)
     except Timeout:
         raise LlasmError(f"{folder}: another {command} is at work in it ({lock.relative_to(folder)} is held)") from None
+    except OSError as error:
+        raise LlasmError(f"{folder}: cannot be written ({error.strerror}); choose another {option}") from error
     try:
         yield
     finally:

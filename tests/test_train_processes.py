@@ -114,7 +114,7 @@ def test_killed_at_random_steps_and_resumed_the_losses_are_the_undisturbed_ones(
         process = llasm_train(recipe, tmp_path / "cut", tmp_path, 1, *["--resume"] * (kill > 0))
         n_lines = draw.randint(1, 6)
         for line in process.stdout:
-            n_lines -= "'loss'" in line
+            n_lines -= ": loss " in line
             if n_lines == 0:
                 break
         time.sleep(draw.random() / 20)
@@ -129,7 +129,7 @@ def test_killed_at_random_steps_and_resumed_the_losses_are_the_undisturbed_ones(
 def test_sigterm_saves_and_says_how_to_go_on(options, tmp_path):
     process = llasm_train(options(n_steps=5000), tmp_path / "out", tmp_path)
     for line in process.stdout:
-        if "'loss'" in line:
+        if ": loss " in line:
             process.send_signal(signal.SIGTERM)
             break
     said, _ = process.communicate(timeout=120)

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from hashlib import sha256
 from importlib.resources import files
@@ -25,16 +26,17 @@ from transformers import TrainingArguments, set_seed
 from llasm import checkpoint
 from llasm.errors import LlasmError
 from llasm.features import FeatureCache
+from llasm.files import check_claimable, claimed, write_whole
 
 from .card import METRICS, write_results
 from .conversation import Rendered, Renderer, stop_ids_of
 from .data import Sample, Samples, encode_missing, open_cache, read_samples, split
 from .ground import GroundCollator, GroundModel, unseen_words
 from .guard import guard_texts
-from .preflight import bases_of, check_memory, lora_config, preflight
+from .preflight import Plan, bases_of, check_memory, lora_config, preflight
 from .recipe import Recipe
 from .spoken import GUARD_SHARE, SpokenCollator, SpokenModel
-from .trainer import StageTrainer, gathered, last_snapshot
+from .trainer import StageTrainer, gathered, last_snapshot, stopped_outside_the_steps
 
 SNAPSHOTS = "snapshots"
 # What a run may be resumed with another value of: nothing of it changes the losses.
@@ -42,6 +44,7 @@ _MAY_CHANGE = (
     *("resume", "dry_run", "output", "data", "cache", "cache_gb"),
     *("report_to", "logging_steps", "eval_steps", "save_steps", "n_examples"),
 )
+_CLAIM = ("llasm train", "--output")
 
 
 def train(recipe: Recipe) -> Path | None:
@@ -57,15 +60,32 @@ def train(recipe: Recipe) -> Path | None:
     if recipe.resume and (output / METRICS).exists():
         print(f"llasm: {output}: is finished already", file=sys.stderr)
         return output
-    snapshot = None if recipe.dry_run else _snapshot(recipe, output)
-    plan = preflight(recipe, read_samples(recipe.data), n_processes)
-    if rank == 0:
-        plan.show(recipe)
-        check_memory(recipe, plan, n_processes)
-    if recipe.dry_run:
-        return None
-    if rank == 0:
-        _check_continued(recipe, output, plan.samples)
+    with ExitStack() as while_it_runs:
+        while_it_runs.enter_context(stopped_outside_the_steps(output))
+        if rank == 0 and recipe.dry_run:
+            check_claimable(output, (output / METRICS, output / SNAPSHOTS), *_CLAIM)
+        elif rank == 0:
+            while_it_runs.enter_context(_claimed(output))
+        snapshot = None if recipe.dry_run else _snapshot(recipe, output)
+        plan = preflight(recipe, read_samples(recipe.data), n_processes)
+        if rank == 0:
+            plan.show(recipe)
+            check_memory(recipe, plan, n_processes)
+        if recipe.dry_run:
+            return None
+        if rank == 0:
+            _check_continued(recipe, output, plan.samples)
+        _run(recipe, output, plan, snapshot, rank, n_processes)
+    return output if rank == 0 else None
+
+
+def _claimed(output: Path) -> AbstractContextManager[None]:
+    snapshots = output / SNAPSHOTS
+    return claimed(output, (output / METRICS, snapshots), snapshots / "lock", *_CLAIM)
+
+
+def _run(recipe: Recipe, output: Path, plan: Plan, snapshot: str | None, rank: int, n_processes: int) -> None:
+    """Trains, and the first process writes what came of it."""
     set_seed(recipe.seed)
     model, processor, peft = _start(recipe)
     # Only now: with ZeRO-3 the arguments would make transformers share the weights out while it loads them.
@@ -108,7 +128,6 @@ def train(recipe: Recipe) -> Path | None:
             write_results(recipe, output, model.config.bases, plan, figures, trainer.state.log_history)
             for folder in (output / SNAPSHOTS).glob("checkpoint-*"):  # the run is over
                 shutil.rmtree(folder)
-    return output if rank == 0 else None
 
 
 def _stopped(trainer: StageTrainer, recipe: Recipe, output: Path, rank: int) -> None:
@@ -138,13 +157,19 @@ def _check_continued(recipe: Recipe, output: Path, samples: list[Sample]) -> Non
     rows = sha256(json.dumps([[sample.id, sample.keys] for sample in samples]).encode()).hexdigest()
     settings = {name: value for name, value in asdict(recipe).items() if name not in _MAY_CHANGE} | {"rows": rows}
     if recipe.resume and file.exists():
-        for name, before in json.loads(file.read_text(encoding="utf-8")).items():
+        try:
+            began = json.loads(file.read_text(encoding="utf-8")).items()
+        except (ValueError, AttributeError) as error:
+            raise LlasmError(
+                f"{file}: is damaged ({error}), so nobody knows what the run began with; remove it to go on all the "
+                "same, or choose another --output"
+            ) from error
+        for name, before in began:
             if settings.get(name) != before:
                 was = "differ from those" if name == "rows" else f"is {settings.get(name)!r}, but was {before!r}"
                 raise LlasmError(f"{output}: {name} {was} when this run began; choose another --output for a new run")
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings), encoding="utf-8")
+    write_whole(file, json.dumps(settings))
 
 
 def _start(recipe: Recipe) -> tuple[Any, Any, Any]:
@@ -174,12 +199,8 @@ def _start(recipe: Recipe) -> tuple[Any, Any, Any]:
 
 
 def _use_liger(llm: Any) -> None:
-    if not torch.cuda.is_available():
-        raise LlasmError("recipe: liger is true, but Liger's kernels need CUDA; leave it out")
-    try:
-        from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
-    except ImportError as error:
-        raise LlasmError("recipe: liger is true, but it is not installed: pip install 'llasm[liger]'") from error
+    from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
+
     # The head and the loss are ours: of the LLM's body alone, norms, rotary positions and the gated MLP.
     _apply_liger_kernel_to_instance(model=llm, fused_linear_cross_entropy=False, cross_entropy=False)
 
@@ -236,8 +257,6 @@ def _described(sample: Sample, ids: list[Any], tokenizer: Any) -> dict[str, str]
 
 def _arguments(recipe: Recipe, output: Path, n_processes: int) -> TrainingArguments:
     on_cpu = not torch.cuda.is_available()
-    if recipe.zero and on_cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     size = recipe.batch_size // (n_processes * recipe.accumulation)
     return TrainingArguments(
         output_dir=str(output / SNAPSHOTS),
@@ -252,6 +271,7 @@ def _arguments(recipe: Recipe, output: Path, n_processes: int) -> TrainingArgume
         optim="adamw_bnb_8bit" if recipe.optimizer == "adamw_8bit" else "adamw_torch",
         bf16=recipe.bf16,
         use_cpu=on_cpu,
+        disable_tqdm=True,  # StageTrainer has a bar of its own
         ddp_backend="gloo" if on_cpu and n_processes > 1 else None,
         deepspeed=str(files("llasm.train") / "zero" / f"zero{recipe.zero}.json") if recipe.zero else None,
         dataloader_pin_memory=not on_cpu,

@@ -7,7 +7,9 @@ number of processes and however it is cut into accumulated parts.
 from __future__ import annotations
 
 import json
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
+from tqdm import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from .data import LengthGroupedOrder
 from .recipe import Recipe
@@ -44,6 +47,8 @@ class StageTrainer(Trainer):
         self.examples: list[dict[str, str]] = []
         self.stop = StopSignal()
         self.add_callback(self.stop)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(Progress())
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self._parts: dict[str, Tensor] = {}
         self._n_tokens, self._n_steps, self._since = 0, 0, time.perf_counter()
@@ -141,7 +146,10 @@ class StageTrainer(Trainer):
         size = self.args.per_device_train_batch_size
         sums: dict[str, tuple[float, int]] = {}
         self.model.eval()
-        with torch.no_grad(), self._autocast():
+        # The training goes on with its own draws whenever it is evaluated, and each evaluation has the same ones.
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad(), self._autocast():
+            torch.manual_seed(self.recipe.seed)
             for start in range(0, len(samples), size):
                 batch = self._prepare_input(self.eval_collator(samples[start : start + size]))
                 for name, (value, n) in self.model.held_out(**batch).items():
@@ -155,7 +163,7 @@ class StageTrainer(Trainer):
         self.log(dict(metrics))  # which adds the epoch
         if self.is_world_process_zero():
             for example in self.examples:
-                print(" | ".join(f"{name}: {' '.join(text.split())[:120]}" for name, text in example.items()))
+                tqdm.write(" | ".join(f"{name}: {' '.join(text.split())[:120]}" for name, text in example.items()))
         self._since += time.perf_counter() - started
         self._evaluated = (self.state.global_step, metrics)
         return metrics
@@ -218,6 +226,46 @@ def gathered(parameters: Any) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(shared):
         yield
+
+
+class Progress(TrainerCallback):
+    """A bar with steps and time left, and a line to read where the Trainer would print a dictionary."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        hidden = not state.is_world_process_zero
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", disable=hidden)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        figures = {name: value for name, value in logs.items() if not name.startswith(("train_", "total_flos"))}
+        if state.is_world_process_zero and figures.keys() - {"epoch"}:  # the last line sums up what card and log tell
+            said = ", ".join(f"{name.replace('eval_', 'held-out ')} {value:.4g}" for name, value in figures.items())
+            tqdm.write(f"step {state.global_step}/{state.max_steps}: {said}")
+            sys.stdout.flush()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.close()
+
+
+@contextmanager
+def stopped_outside_the_steps(output: Path) -> Iterator[None]:
+    """SIGTERM before the first step, or behind the last, ends the run at once, and says that it can go on."""
+
+    def stop(number: int, frame: Any) -> None:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(
+                f"llasm: {output}: stopped; the same command with --resume goes on with what is written so far",
+                file=sys.stderr,
+            )
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class StopSignal(TrainerCallback):
