@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from argparse import ArgumentError
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from llasm.errors import LlasmError
 
@@ -22,30 +23,56 @@ def option_parser(settings: type, prog: str, description: str = "") -> Any:
 
 
 def parse_options(parser: Any, argv: list[str], where: str | Path) -> dict[str, Any]:
-    """Field values; an unknown key or a wrong type is a LlasmError that starts with `where`.
+    """Field values; an unknown key or a wrong type is a LlasmError that starts with `where`, or with the command line.
 
-    `--on-error` is `--on_error`, and a switch may stand alone: `--resume` is `--resume true`.
+    `--on-error` is `--on_error`, a switch may stand alone: `--resume` is `--resume true`, and so may a single text for
+    a list of them: `--data mine` is `--data '["mine"]'`.
     """
-    try:
-        fields = parser.parse_args(_as_typed(parser, argv))
-    except (ArgumentError, UnicodeDecodeError) as error:
-        raise LlasmError(f"{where}: {' '.join(str(error).split())}") from error
+    fields, fault = _parsed(parser, _as_typed(parser, argv))
+    if fault:
+        config = [word for word in argv if word.startswith("--config=")]
+        if config and _parsed(parser, config)[1] != fault:  # the file alone is right, or wrong in another way
+            where = "command line"
+        hint = '; a list is written ["…", "…"]' if "Expected a <class 'list'>" in fault else ""
+        raise LlasmError(f"{where}: {fault}{hint}")
     return {name: value for name, value in vars(fields).items() if name != "config"}
 
 
+def _parsed(parser: Any, argv: list[str]) -> tuple[Any, str]:
+    """(fields, "") or (None, what is wrong)."""
+    try:
+        return parser.parse_args(argv), ""
+    except (ArgumentError, UnicodeDecodeError) as error:
+        return None, " ".join(str(error).split())
+
+
 def _as_typed(parser: Any, argv: list[str]) -> list[str]:
-    """YAML writes on_error; a hand would type --on-error, and a switch without its value."""
-    actions = [action for action in parser._actions if getattr(action, "_typehint", None) is bool]
-    switches = {option for action in actions for option in action.option_strings}
-    words = []
+    """YAML writes on_error; a hand would type --on-error, a switch without its value, one text without brackets."""
+    hints = {option: getattr(a, "_typehint", None) for a in parser._actions for option in a.option_strings}
+    switches = {option for option, hint in hints.items() if hint is bool}
+    lists = {option for option, hint in hints.items() if _is_list_of_texts(hint) and not option.endswith("+")}
+    words: list[str] = []
     for i, word in enumerate(argv):
+        if words and words[-1] in lists:
+            words.append(_as_list(word))
+            continue
         key, equals, value = word.partition("=")
         if key.startswith("--"):
             key = "--" + key[2:].replace("-", "_")
             if key in switches and not equals and (i + 1 == len(argv) or argv[i + 1].startswith("--")):
                 equals, value = "=", "true"
+            if key in lists and equals:
+                value = _as_list(value)
         words.append(key + equals + value)
     return words
+
+
+def _is_list_of_texts(hint: Any) -> bool:
+    return get_origin(hint) is list and (get_args(hint) == (str,) or get_origin(get_args(hint)[0]) is Literal)
+
+
+def _as_list(value: str) -> str:
+    return value if value.startswith("[") else json.dumps([value])
 
 
 def recipe_names(room: str) -> list[str]:

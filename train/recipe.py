@@ -142,13 +142,17 @@ class Recipe:
         for name in ("learning_rate", "lora_learning_rate", "temperature", "cache_gb"):
             if not getattr(self, name) > 0:
                 raise LlasmError(f"recipe: {name} is {getattr(self, name)}; it must be above 0")
-        for name in ("held_out", "n_examples", "warmup_steps"):
+        for name in ("held_out", "n_examples", "warmup_steps", "seed"):
             if getattr(self, name) < 0:
                 raise LlasmError(f"recipe: {name} is {getattr(self, name)}; it must not be negative")
         if self.lora.rank < 1 or not 0 <= self.lora.dropout < 1:
             raise LlasmError(
                 f"recipe: lora.rank is {self.lora.rank}, lora.dropout {self.lora.dropout}; they must be at least 1 and "
                 "in [0, 1)"
+            )
+        if self.init and self.chat_template:
+            raise LlasmError(
+                f"recipe: chat_template {self.chat_template} is for new runs; init {self.init} has its own"
             )
         if not 0 <= self.repeat_share <= 1:
             raise LlasmError(f"recipe: repeat_share is {self.repeat_share}; it must lie between 0 and 1")
