@@ -9,6 +9,8 @@ everything into one ordinary transformers directory.
 from __future__ import annotations
 
 import json
+import logging
+import os
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -16,13 +18,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 from transformers import AutoConfig, AutoModelForCausalLM, WhisperModel
 
 from llasm import weights
 from llasm.adapter import AdapterConfig, build_adapter
 from llasm.configuration_llasm import LlasmConfig
 from llasm.errors import LlasmError
+from llasm.files import write_whole
 from llasm.modeling_llasm import LlasmAudioTower, LlasmForConditionalGeneration
 from llasm.processing_llasm import LlasmProcessor, build_processor
 
@@ -31,7 +35,15 @@ WEIGHTS, LORA_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PEFT_PREFIX = "base_model.model."
 _PROJECTOR = "model.multi_modal_projector."
 _SHARED = (".safetensors", ".json", ".jinja", ".yaml", ".md", ".png", ".txt")
+_LOGS = ("metrics.json", "loss.png")
+_CARD, _LOSS_PICTURE = "README.md", "![loss](loss.png)\n\n"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+# Of what is installed but not asked for, libraries need not speak: bitsandbytes of a kernel for 4 bits, DeepSpeed of
+# having found no GPU.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def from_bases(
@@ -58,8 +70,12 @@ def describe_bases(
 ) -> tuple[LlasmConfig, LlasmProcessor]:
     """Configuration and processor of two bases, without their weights, so without `bases`' hashes."""
     audio_dir, text_dir = (weights.resolve(base, with_weights=False) for base in (audio_base, text_base))
-    processor = build_processor(audio_dir, text_dir, adapter.stack, adapter.rate, chat_template)
     audio_config, text_config = AutoConfig.from_pretrained(audio_dir), AutoConfig.from_pretrained(text_dir)
+    if audio_config.model_type != "whisper":
+        raise LlasmError(f"audio_base {audio_base}: is a {audio_config.model_type!r} model; it must be a Whisper model")
+    if text_config.model_type == "whisper":
+        raise LlasmError(f"text_base {text_base}: is a 'whisper' model; it must be an LLM")
+    processor = build_processor(audio_dir, text_dir, adapter.stack, adapter.rate, chat_template)
     # Otherwise a checkpoint would tell where the bases lay on the machine that trained it.
     audio_config.name_or_path, text_config.name_or_path = audio_base, text_base
     config = LlasmConfig(
@@ -136,9 +152,8 @@ def save(model: Any, processor: LlasmProcessor, directory: Path) -> None:
     for name, tensor in base.model.multi_modal_projector.state_dict().items():
         tensors[f"{_PEFT_PREFIX}{_PROJECTOR}{name}"] = tensor
     tensors = {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in tensors.items()}
-    partial = directory / f".{WEIGHTS}.part"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.rename(directory / WEIGHTS)
+    # As bytes: save_file makes files that nobody else may read.
+    write_whole(directory / WEIGHTS, serialised(tensors, metadata={"format": "pt"}))
     base.config.save_pretrained(directory)
     processor.save_pretrained(directory)
 
@@ -171,14 +186,19 @@ def load_to_train(
     """A checkpoint with its adapter in float32 and its LoRA kept apart: (model, processor, PeftModel or None)."""
     directory = locate(name)
     config, processor = describe(directory)
-    if not (directory / WEIGHTS).exists():
-        raise LlasmError(f"{directory}: is a merged model; train on from the checkpoint that it was exported from")
+    refuse_merged(directory)
     model = _load_parts(config, directory, dtype, quantization)
     if not (directory / LORA_CONFIG).exists():
         return model, processor, None
     from peft import PeftModel
 
     return model, processor, PeftModel.from_pretrained(model, directory, is_trainable=True)
+
+
+def refuse_merged(directory: Path) -> None:
+    """LlasmError where the directory has no adapter of its own, to train on with."""
+    if (directory / "config.json").is_file() and not (directory / WEIGHTS).exists():
+        raise LlasmError(f"{directory}: is a merged model; train on from the checkpoint that it was exported from")
 
 
 def describe(directory: Path) -> tuple[LlasmConfig, LlasmProcessor]:
@@ -270,8 +290,15 @@ def merge(name: str | Path, output: Path) -> None:
     _refuse_to_overwrite(output)
     model, processor = load(name)
     model.config.architectures = [type(model).__name__]
-    model.save_pretrained(output)
+    _save_whole(model, output)
     processor.save_pretrained(output)
+    _copy_card(locate(name), output)
+
+
+def _save_whole(model: Any, output: Path) -> None:
+    model.save_pretrained(output)
+    for file in output.glob("*.safetensors"):  # which nobody else could read
+        shutil.copymode(output / "config.json", file)
 
 
 def export_llm(name: str | Path, output: Path) -> None:
@@ -284,7 +311,7 @@ def export_llm(name: str | Path, output: Path) -> None:
         llm = AutoModelForCausalLM.from_config(model.config.text_config, dtype=model.dtype)
     llm.model, llm.lm_head = model.model.language_model, model.lm_head
     llm.generation_config = model.generation_config
-    llm.save_pretrained(output)
+    _save_whole(llm, output)
     processor.tokenizer.save_pretrained(output)
 
 
@@ -297,8 +324,16 @@ def copy_adapter(name: str | Path, output: Path) -> None:
         raise LlasmError(f"{directory}: is a merged model and holds no adapter of its own")
     output.mkdir(parents=True, exist_ok=True)
     for file in sorted(directory.iterdir()):
-        if file.is_file() and file.suffix in _SHARED:
-            shutil.copy2(file, output / file.name)
+        if file.is_file() and file.suffix in _SHARED and file.name not in (*_LOGS, _CARD):
+            shutil.copyfile(file, output / file.name)
+    _copy_card(directory, output)
+
+
+def _copy_card(directory: Path, output: Path) -> None:
+    """The model card, where there is one, without the picture of the log."""
+    if (directory / _CARD).is_file():
+        text = (directory / _CARD).read_text(encoding="utf-8").replace(_LOSS_PICTURE, "")
+        write_whole(output / _CARD, text)
 
 
 def _refuse_to_overwrite(output: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -54,6 +56,12 @@ def test_save_load_merge_give_the_same_logits(tmp_path, lora):
     torch.testing.assert_close(logits_of(merged, merged_inputs), expected, atol=1e-3, rtol=1e-4)
     # transformers' own generate hears at rate `heard` as well
     assert merged.generate(**merged_inputs, max_new_tokens=2, do_sample=False).shape[0] == 1
+
+
+def test_libraries_that_are_not_asked_for_say_nothing():
+    code = "import llasm.checkpoint, peft, bitsandbytes, deepspeed"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "kernels" not in ran.stdout + ran.stderr and "accelerator" not in ran.stdout + ran.stderr
 
 
 def test_pickles_are_refused(copy):

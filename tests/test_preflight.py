@@ -1,14 +1,19 @@
 """What is wrong is said before any long work; every shipped recipe fits the machine that its header names."""
 
+import copy
 import dataclasses
+import io
 import json
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
+import soundfile
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, WhisperConfig
 
@@ -31,7 +36,11 @@ def home(tmp_path, monkeypatch):
 
 def recipe(data, output, stage="align", **fields):
     small = AdapterConfig(width=32, n_layers=1, n_heads=2)
-    return Recipe(stage=stage, **{"data": [data], "output": str(output), "adapter": small, "held_out": 2} | fields)
+    return Recipe(
+        stage=stage,
+        **{"data": data if isinstance(data, list) else [data], "output": str(output), "adapter": small, "held_out": 2}
+        | fields,
+    )
 
 
 def planned(*args, **fields):
@@ -91,6 +100,74 @@ def test_rows_that_break_the_contract(bases, tmp_path, spoken):
         planned(str(tmp_path / "nowhere"), tmp_path / "out", **bases)
 
 
+def with_(row, path, value):
+    """The row with one of its values, named by the way to it, changed."""
+    changed = copy.deepcopy(row)
+    *way, last = path
+    place = changed
+    for step in way:
+        place = place[step]
+    place[last] = value
+    return changed
+
+
+def wav(samples, subtype="PCM_16"):
+    content = io.BytesIO()
+    soundfile.write(content, samples, 16000, format="WAV", subtype=subtype)
+    return content.getvalue()
+
+
+ANSWER_TEXT = ("messages", 1, "content", 0, "text")
+CLIP = ("audios", 0, "bytes")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("id",), None, "has no id"),
+        (("messages",), None, "has no or empty messages"),
+        (("messages", 0, "role"), "tool", "a role that is none of system, user and assistant"),
+        (ANSWER_TEXT, None, "a text part without text"),
+        (ANSWER_TEXT, " ", "an empty answer"),
+        (ANSWER_TEXT, "Say <|audio|>.", r"<\|audio\|>, which stands for sound, as text"),
+        (("meta", "texts", 0), "<|audio|>", r"<\|audio\|>, which stands for sound, as text"),
+        (("messages", 1, "content", 0, "type"), "audio", "audio in a turn not the user's"),
+        (("meta", "seconds"), None, "not one text and duration for each audio"),
+        (CLIP, b"", "an audio has no bytes"),
+        (CLIP, b"garbage", "row 'in-"),
+        (CLIP, wav(np.full(16000, np.nan, np.float32), "FLOAT"), "row 'in-"),
+        (CLIP, wav(np.full(45 * 16000, 0.1)), "a clip is longer than 30 s"),
+    ],
+)
+def test_each_breach_of_the_contract_is_named(path, value, message, bases, tmp_path, spoken):
+    wrong = rewritten(spoken, tmp_path / "wrong", lambda row: with_(row, path, value))
+    with pytest.raises(LlasmError, match=rf"wrong.*: .*{message}"):
+        planned(wrong, tmp_path / "out", **bases)
+
+
+def test_durations_are_measured_not_believed(bases, tmp_path, spoken):
+    wrong = rewritten(spoken, tmp_path / "wrong", lambda row: with_(row, ("meta", "seconds", 0), float("nan")))
+    wrong, right = (planned(data, tmp_path / "out", **bases) for data in (wrong, spoken))
+    assert wrong.hours == pytest.approx(right.hours) and right.hours > 0
+
+
+def test_rows_that_are_there_twice(bases, tmp_path, spoken):
+    with pytest.raises(LlasmError, match="is one data set named twice"):
+        planned([spoken, f"{spoken}/../{Path(spoken).name}"], tmp_path / "out", **bases)
+    with pytest.raises(LlasmError, match=r"copy/data/.*:1: row 'in-\d' is there already, at .*out/data"):
+        planned([spoken, rewritten(spoken, tmp_path / "copy", dict)], tmp_path / "out", **bases)
+    with pytest.raises(LlasmError, match=r":2: row 'same' is there already, at .*:1"):
+        same = rewritten(spoken, tmp_path / "same", lambda row: {**row, "id": "same"})
+        planned(same, tmp_path / "out", **bases)
+
+
+def test_a_damaged_parquet_file_is_named(bases, tmp_path):
+    (tmp_path / "torn/data").mkdir(parents=True)
+    (tmp_path / "torn/data/shard-00000.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(LlasmError, match=r"shard-00000.parquet: is no parquet file, or damaged"):
+        planned(str(tmp_path / "torn"), tmp_path / "out", **bases)
+
+
 def test_a_row_longer_than_the_context(bases, tmp_path, spoken):
     short = shutil.copytree(bases["text_base"], tmp_path / "short")
     config = json.loads((short / "config.json").read_text())
@@ -119,6 +196,25 @@ def test_memory_that_is_not_there(bases, tmp_path, spoken, monkeypatch, capsys):
         check_memory(made, plan)
 
 
+def test_a_merged_model_is_nothing_to_start_from(spoken, tmp_path):
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged/config.json").write_text("{}")
+    with pytest.raises(LlasmError, match="merged: is a merged model; train on from the checkpoint"):
+        planned(spoken, tmp_path / "out", init=str(tmp_path / "merged"))
+
+
+def test_an_output_folder_of_somebody_elses(bases, spoken, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/README.md").write_text("mine")
+    for output, message in ((tmp_path / "mine", "holds something else"), (tmp_path / "mine/README.md/x", "is a file")):
+        for dry_run in (True, False):
+            with pytest.raises(LlasmError, match=message):
+                train(recipe(spoken, output, batch_size=2, dry_run=dry_run, **bases))
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["README.md"]
+    with FileLock(tmp_path / "out/snapshots/lock"), pytest.raises(LlasmError, match="another llasm train is at work"):
+        train(recipe(spoken, tmp_path / "out", batch_size=2, **bases))
+
+
 def test_a_base_that_differs_from_the_checkpoints(bases, tmp_path, spoken):
     ground = recipe(spoken, tmp_path / "ground", "ground", batch_size=2, n_steps=1, n_examples=0, bf16=False, **bases)
     train(ground)
@@ -130,17 +226,44 @@ def test_a_base_that_differs_from_the_checkpoints(bases, tmp_path, spoken):
     save_file(tensors, other / "model.safetensors", {"format": "pt"})
     with pytest.raises(LlasmError, match=r"audio_base .*other has sha256 \w+, but init .*ground was trained on"):
         planned(spoken, tmp_path / "out", init=str(tmp_path / "ground"), audio_base=str(other))
+    tensors = load_file(Path(copied["text_base"]) / "model.safetensors")
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, Path(copied["text_base"]) / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LlasmError, match=r"text_base .*copy has sha256 \w+, but init .*ground was trained on"):
+        planned(spoken, tmp_path / "out", init=str(tmp_path / "ground"), **copied)
+
+
+def test_bases_that_are_of_the_other_kind(bases, spoken, tmp_path):
+    whisper, llm = bases["audio_base"], bases["text_base"]
+    with pytest.raises(LlasmError, match=r"audio_base .*: is a 'llama' model; it must be a Whisper model"):
+        planned(spoken, tmp_path / "out", audio_base=llm, text_base=llm)
+    with pytest.raises(LlasmError, match=r"text_base .*: is a 'whisper' model; it must be an LLM"):
+        planned(spoken, tmp_path / "out", audio_base=whisper, text_base=whisper)
+
+
+def test_cache_and_snapshots_share_a_disk(bases, tmp_path, spoken, monkeypatch):
+    roomy = shutil._ntuple_diskusage(10**12, 0, 10**12)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: roomy)
+    plan = planned(spoken, tmp_path / "out", **bases)
+    snapshots = 36 * sum(trained for _, trained in plan.parameters.values())
+    frames = (plan.hours * 3600 + sum(len(s.keys) for s in plan.samples)) * 50 * 32 * 2  # 50 a second, 32 wide, bf16
+    enough_for_one = shutil._ntuple_diskusage(10**12, 0, int(max(snapshots, frames) * 1.001))
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: enough_for_one)
+    with pytest.raises(LlasmError, match=r"snapshots take about .* GB are free beside .* for the encoder's frames"):
+        planned(spoken, tmp_path / "out", **bases)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"liger": True}, "liger is true, but Liger's kernels need CUDA"),
         ({"held_out": 7}, "held_out 7 and a step of batch_size 2 take more rows than the 8"),
         ({"stage": "ground", "adapter": AdapterConfig(name="mlp")}, "stage ground trains the adapter 'aligner'"),
         ({"stage": "chat", "lora": Lora(targets=["query"])}, "lora.targets query: the LLM has no such linear layer"),
     ],
 )
-def test_settings_that_do_not_fit_the_data(fields, message, bases, spoken, tmp_path):
+def test_settings_that_do_not_fit_the_data(fields, message, bases, spoken, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.torch.cuda, "is_available", lambda: False)
     with pytest.raises(LlasmError, match=message):
         planned(spoken, tmp_path / "out", **fields, **bases)
     with pytest.raises(LlasmError, match="batch_size 2 cannot be shared by 4 processes"):

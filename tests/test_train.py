@@ -2,16 +2,18 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.resources import files
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     WhisperFeatureExtractor,
 )
@@ -34,7 +36,7 @@ from llasm.train.losses import sampled_ctc, softened_kl
 from llasm.train.recipe import Losses, Recipe, load_recipe
 from llasm.train.run import train
 from llasm.train.spoken import SpokenCollator, SpokenModel, as_repetition
-from llasm.train.trainer import StageTrainer, last_snapshot
+from llasm.train.trainer import StageTrainer, last_snapshot, stopped_outside_the_steps
 
 SMALL = {"width": 32, "n_layers": 1, "n_heads": 2, "rate": "heard"}
 ANSWER = [{"role": "assistant", "content": "Yes."}]
@@ -71,7 +73,9 @@ def few_guard_texts(monkeypatch):
     """A random LLM writes nothing that anybody would read."""
     monkeypatch.setattr(guard, "N_TEXTS", 4)
     monkeypatch.setattr(guard, "N_HELD_OUT", 2)
-    monkeypatch.setattr(guard, "_write", lambda generator: [(f"Ask {i}.", "So it is.", i == 1) for i in range(6)])
+    monkeypatch.setattr(
+        guard, "_write", lambda generator, parts: [(f"Ask {i}.", "So it is.", i == 1) for i in range(6)]
+    )
 
 
 def test_ground_align_chat_and_what_they_leave(bases, spoken, tmp_path, few_guard_texts):
@@ -99,7 +103,15 @@ def test_ground_align_chat_and_what_they_leave(bases, spoken, tmp_path, few_guar
     with pytest.raises(LlasmError, match="holds LoRA, which stage align would lose"):
         train(recipe("align", bases, spoken, tmp_path / "lost", init=str(chat)))
     checkpoint.copy_adapter(chat, tmp_path / "shared")
-    assert not (tmp_path / "shared/snapshots").exists() and llasm.load(tmp_path / "shared")
+    shared = {file.name for file in (tmp_path / "shared").iterdir()}
+    assert shared.isdisjoint({"snapshots", "metrics.json", "loss.png"}) and llasm.load(tmp_path / "shared")
+    card = (tmp_path / "shared/README.md").read_text()
+    assert "## Held-out figures" in card and "loss.png" not in card
+    checkpoint.merge(chat, tmp_path / "merged")
+    assert (tmp_path / "merged/README.md").read_text() == card
+    for folder in (chat, tmp_path / "shared", tmp_path / "merged"):
+        modes = {file.stat().st_mode for file in folder.iterdir() if file.is_file() and file.name != "recipe.yaml"}
+        assert len(modes) == 1, f"{folder}: weights are for as many to read as the rest"
 
 
 def test_sound_without_speech_is_learned_as_such(bases, tmp_path):
@@ -109,12 +121,18 @@ def test_sound_without_speech_is_learned_as_such(bases, tmp_path):
     data = tmp_path / "data"
     build(DataRecipe(output=str(data), input=str(tmp_path / "in.jsonl"), vary=Vary(no_speech_share=1.0), **quick))
     ground = train(recipe("ground", bases, str(data), tmp_path / "ground", batch_size=4))
-    align = train(recipe("align", bases, str(data), tmp_path / "align", init=str(ground), batch_size=4, n_steps=4))
+    before = load_file(ground / "adapter_model.safetensors")
+    [blank] = [name for name in before if name.endswith("blank.bias")]
+    before[blank] += 100  # a random aligner would hear something: CTC teaches it not to
+    save_file(before, ground / "adapter_model.safetensors", {"format": "pt"})
+    few = {"batch_size": 4, "n_steps": 8, "eval_steps": 1, "learning_rate": 1e-2}
+    align = train(recipe("align", bases, str(data), tmp_path / "align", init=str(ground), **few))
     assert metrics_of(align)["held_out"].keys() == {"ce", "ctc", "kl"}
-    weights = load_file(ground / "adapter_model.safetensors"), load_file(align / "adapter_model.safetensors")
-    [name] = [name for name in weights[0] if name.endswith("silence")]
-    # The random aligner hears something in most clips, so the embedding may not have been used; CTC teaches it to.
-    assert weights[0][name].shape == weights[1][name].shape == (64,)
+    after = load_file(align / "adapter_model.safetensors")
+    [silence] = [name for name in after if name.endswith("silence")]
+    assert not before[silence].any() and after[silence].any()
+    surprise = logged(align, "eval_ce")
+    assert surprise[8] < surprise[1] - 1e-3, "the answer to silence has not become more likely"
 
 
 def test_each_answer_has_one_teacher(bases, spoken, tmp_path):
@@ -185,8 +203,53 @@ def test_a_run_interrupted_by_sigterm_goes_on_where_it_was(bases, spoken, tmp_pa
     cut.resume = True
     with pytest.raises(LlasmError, match=r"seed is 1, but was 0 when this run began"):
         train(replace(cut, seed=1))
+    started = tmp_path / "cut/snapshots/started.json"
+    whole_text = started.read_text()
+    started.write_text(whole_text[:20])
+    with pytest.raises(LlasmError, match=r"started\.json: is damaged"):
+        train(cut)
+    started.write_text(whole_text)
     train(cut)
     assert logged(tmp_path / "cut") == pytest.approx(logged(whole), abs=1e-4)
+
+
+def test_how_often_it_is_evaluated_changes_no_loss(bases, spoken, tmp_path):
+    runs = {n: recipe("align", bases, spoken, tmp_path / str(n), n_steps=4, eval_steps=n) for n in (1, 4)}
+    often, once = (train(run) for run in runs.values())
+    assert len(logged(often)) == 4 and logged(often) == logged(once)
+    assert logged(often, "eval_ctc")[4] == logged(once, "eval_ctc")[4]
+
+
+def test_a_bar_and_lines_to_read(bases, spoken, tmp_path, capsys):
+    train(recipe("ground", bases, spoken, tmp_path / "out"))
+    said = capsys.readouterr()
+    assert re.search(r"^step 1/2: loss \d", said.out, re.M) and "held-out token_error_rate" in said.out
+    assert re.search(r"train: 100%.*2/2 \[\d\d:\d\d<\d\d:\d\d", said.err) and "{" not in said.out
+
+
+class Writer:
+    """Writes texts that name their batch; SIGTERM comes at one of them."""
+
+    def __init__(self, stop_at=None):
+        self.stop_at, self.asked = stop_at, []
+
+    def invent(self, prompt, n, max_new_tokens, seed):
+        self.asked.append(seed)
+        if seed == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return [(f"Ask {seed}.", False)] * n
+
+    def generate(self, batch, max_new_tokens, seed):
+        return [(f"So {seed}.", False)] * len(batch)
+
+
+def test_sigterm_before_the_first_step_keeps_the_guards_texts(tmp_path, capsys):
+    log, first, second = tmp_path / "parts.jsonl", Writer(stop_at=2), Writer()
+    with pytest.raises(SystemExit) as stopped, stopped_outside_the_steps(tmp_path):
+        guard._write(first, log)
+    assert stopped.value.code == 128 + signal.SIGTERM and "with --resume goes on" in capsys.readouterr().err
+    assert guard._write(second, log) == guard._write(Writer(), tmp_path / "other.jsonl")
+    assert (first.asked, second.asked) == ([0, 1, 2], [2, 3])
 
 
 def _terminate_at(step):
@@ -228,6 +291,8 @@ def test_shipped_recipes_say_how_to_launch_them(name):
         {"repeat_share": 2},
         {"accumulation": 3},
         {"learning_rate": 0.0},
+        {"seed": -1},
+        {"chat_template": "llama2", "init": "llasm-tiny"},
         {"losses": Losses(ctc=-1)},
         {"losses": Losses(kl=1)},
         {"losses": Losses(ctc=0)},
@@ -238,9 +303,20 @@ def test_impossible_settings_are_refused(fields):
         Recipe(**{"stage": "ground", "data": ["x"], "output": "y", **fields})
 
 
-def test_an_unknown_key_is_named():
-    with pytest.raises(LlasmError, match=r"tiny_chat.yaml: .*nonsense"):
+def test_an_unknown_key_is_named_where_it_stands(tmp_path):
+    with pytest.raises(LlasmError, match=r"^command line: .*nonsense"):
         load_recipe("tiny_chat", ["--nonsense", "1"])
+    (tmp_path / "mine.yaml").write_text("stage: chat\ndata: [x]\noutput: y\nnonsense: 1\n")
+    with pytest.raises(LlasmError, match=r"mine.yaml: .*nonsense"):
+        load_recipe(str(tmp_path / "mine.yaml"), ["--seed", "1"])
+
+
+def test_one_data_set_needs_no_brackets(tmp_path):
+    for argv in (["--data", "data/mine"], ["--data=data/mine"], ["--data", '["data/mine"]']):
+        assert load_recipe("tiny_chat", argv).data == ["data/mine"]
+    (tmp_path / "mine.yaml").write_text("stage: chat\ndata: data/mine\noutput: y\n")
+    with pytest.raises(LlasmError, match=r"mine.yaml: .*Got value: data/mine; a list is written \["):
+        load_recipe(str(tmp_path / "mine.yaml"))
 
 
 def test_a_vocabulary_sampled_whole_gives_the_full_ctc_loss():
@@ -319,6 +395,42 @@ def test_only_the_assistants_turns_are_learned(processor):
     )
     cut_off = Renderer(processor, {processor.tokenizer.eos_token_id})(CONVERSATION, truncated=True)
     assert printed(cut_off, processor).endswith("[T][w][o][.]<|im_end|>\n")  # no false stop is taught
+
+
+# Of Llama 3, in its main lines: the turn's end is no end of text.
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+LLAMA2 = (files("llasm.train") / "templates/llama2.jinja").read_text()
+MASKS = {
+    "llama2": (
+        "<|im_start|>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n<|audio|>\nand\n<|audio|> [/INST]"
+        "[ ][A][ ][c][a][t][.][ ][<|im_end|>]"
+        "<|im_start|>[INST] <|audio|> [/INST]"
+        "[ ][T][w][o][.][ ][<|im_end|>]"
+    ),
+    "llama3": (
+        "<|im_start|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n<|audio|>\nand\n<|audio|><|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n[A][ ][c][a][t][.][<|eot_id|>]"
+        "<|start_header_id|>user<|end_header_id|>\n\n<|audio|><|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n[T][w][o][.][<|eot_id|>]"
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "template"), [("llama2", LLAMA2), ("llama3", LLAMA3)])
+def test_the_mask_under_llamas_templates(name, template, bases):
+    processor = build_processor(bases["audio_base"], bases["text_base"], 4, "heard", template)
+    headers = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    processor.tokenizer.add_tokens(headers, special_tokens=True)
+    end = "<|eot_id|>" if name == "llama3" else processor.tokenizer.eos_token
+    render = Renderer(processor, {processor.tokenizer.convert_tokens_to_ids(end)})
+    assert printed(render(CONVERSATION), processor) == MASKS[name]
+    cut_off = printed(render(CONVERSATION, truncated=True), processor)
+    assert cut_off == MASKS[name][: -len(f"[{end}]")] + end
 
 
 def test_a_typed_conversation_has_the_same_answers(processor):

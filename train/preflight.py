@@ -50,6 +50,11 @@ class Plan:
     def show(self, recipe: Recipe) -> None:
         losses = ", ".join(f"{name} × {weight:g}" for name, weight in recipe.loss_weights.items() if weight)
         print(f"stage {recipe.stage}: {losses}; {recipe.n_steps} steps of {recipe.batch_size} samples")
+        if recipe.warmup_steps >= recipe.n_steps:
+            print(
+                f"llasm: warning: warmup_steps {recipe.warmup_steps} takes all {recipe.n_steps} steps, so the learning "
+                "rate does not reach its peak"
+            )
         print(
             f"data: {len(self.samples)} rows ({self.left_out} without speech left out), {self.hours:.2f} h of speech, "
             f"{self.n_tokens:,} tokens, {self.n_learned:,} of them learned, longest row {self.longest}"
@@ -102,6 +107,7 @@ def _described(recipe: Recipe) -> tuple[Any, Any, Lora | None]:
         config, processor = checkpoint.describe_bases(audio_base, text_base, recipe.adapter, recipe.template_text)
         return config, processor, recipe.lora if recipe.stage == "chat" else None
     directory = checkpoint.locate(recipe.init)
+    checkpoint.refuse_merged(directory)
     config, processor = checkpoint.describe(directory)
     for part, given in (("audio", recipe.audio_base), ("text", recipe.text_base)):
         if given is not None:
@@ -129,6 +135,10 @@ def _check_packages(recipe: Recipe) -> None:
         wanted["bitsandbytes"] = "quant"
     if recipe.zero:
         wanted["deepspeed"] = "deepspeed"
+    if recipe.liger:
+        wanted["liger_kernel"] = "liger"
+        if not torch.cuda.is_available():
+            raise LlasmError("recipe: liger is true, but Liger's kernels need CUDA; leave it out")
     for name, extra in wanted.items():
         if find_spec(name) is None:
             package = name if extra == name == "wandb" else f"'llasm[{extra}]'"
@@ -320,16 +330,27 @@ def _check_disk(recipe: Recipe, config: Any, samples: list[Sample], parameters: 
     frames = sum(s.seconds + 1 for s in samples) * 50 * config.audio_config.d_model * 2
     trained = sum(n for _, n in parameters.values())
     cache = cache_folder(config, recipe.cache)
-    for name, folder, needed in (
-        ("the encoder's frames", cache, _missing_share(cache, config.audio_config.d_model, samples) * frames),
-        ("snapshots", Path(recipe.output), 3 * 12 * trained),
-    ):
-        free = shutil.disk_usage(_existing(folder)).free
+    wanted = (
+        (
+            "the encoder's frames",
+            cache,
+            "--cache",
+            _missing_share(cache, config.audio_config.d_model, samples) * frames,
+        ),
+        ("snapshots", Path(recipe.output), "--output", 3 * 12 * trained),
+    )
+    taken: dict[int, float] = {}  # disk → what the wants before this one take of it
+    for name, folder, option, needed in wanted:
+        place = _existing(folder)
+        disk = place.stat().st_dev
+        free = shutil.disk_usage(place).free - taken.get(disk, 0.0)
         if needed > free:
+            beside = f" beside {taken[disk] / GB:.2f} GB for the encoder's frames" if taken.get(disk) else ""
             raise LlasmError(
-                f"{folder}: {name} take about {needed / GB:.2f} GB, and {free / GB:.2f} GB are free; free some, or "
-                f"choose another {'--cache' if folder == cache else '--output'}"
+                f"{folder}: {name} take about {needed / GB:.2f} GB, and {free / GB:.2f} GB are free{beside}; free "
+                f"some, or choose another {option}"
             )
+        taken[disk] = taken.get(disk, 0.0) + needed
 
 
 def _missing_share(folder: Path, d_encoder: int, samples: list[Sample]) -> float:
