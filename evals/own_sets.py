@@ -22,6 +22,7 @@ from .task import Task, clips, field, row_id, text, texts
 
 LETTERS = "ABCDEFGHIJ"
 _AUDIO = ("audio", "file_name", "file", "wav", "path")
+_ANSWERS = ("answers", "answer", "reference", "output")
 _QUESTION = ("question", "text", "prompt", "sentence", "transcript", "transcription")
 
 
@@ -44,7 +45,10 @@ class Custom(Task):
             yield where, record
 
     def item(self, record: Record, where: str) -> Item:
-        answers = _several(field(record, "answers", "answer", "reference", "output", default=()))
+        if not any(name in record for name in _ANSWERS):
+            columns = ", ".join(map(repr, record))
+            raise ValueError(f"no column {', '.join(_ANSWERS[:-1])} or {_ANSWERS[-1]}; its columns are {columns}")
+        answers = _several(field(record, *_ANSWERS, default=()))
         options = _several(field(record, "choices", default=()))
         if len(options) > len(LETTERS):
             raise ValueError(f"{len(options)} choices; at most {len(LETTERS)}")

@@ -12,9 +12,10 @@ clips/, report.md, report.html
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -63,7 +64,7 @@ def evaluate(settings: Settings) -> Path:
     logs = out / "events"
     index, n_parts = settings.part()
     log = logs / f"{index + 1}-of-{n_parts}.jsonl"
-    if log.exists() and not settings.resume:
+    if not settings.resume and log.exists() and _has_answer([log]):
         raise LlasmError(f"{out}: holds answers of a run; go on with it by --resume, or choose another --out")
     items = [item for task in settings.tasks for item in items_of(settings, task)]
     if not any(map(is_voiced, items)):  # so that no answer depends on it
@@ -73,12 +74,18 @@ def evaluate(settings: Settings) -> Path:
     for task in settings.tasks:
         if task not in planned:
             raise LlasmError(f"task {task}: nothing to ask under conditions {settings.conditions}")
+        faults = [item.fault for item in items if item.task == task]
+        if all(faults):
+            raise LlasmError(f"task {task}: none of {len(faults)} items can be asked; the first: {faults[0]}")
     # The log's folder alone: a run that was killed before run.json was written.
     with claimed(out, (out / "run.json", logs), log.with_suffix(".lock"), "llasm eval", "--out"):
         with _alone(out):
             _write_plan(out, facts, items)
         mine = results.plan(facts, items[index::n_parts])
-        _answer(settings, mine, log, logs)
+        try:
+            _answer(settings, mine, log, logs)
+        except OSError as error:
+            raise LlasmError(f"{log}: cannot write answers ({error.strerror}); go on by --resume") from error
         with _alone(out):
             missing = results.assemble(out)
             if not missing:
@@ -225,18 +232,20 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _write_plan(out: Path, facts: dict[str, Any], items: list[Item]) -> None:
-    """run.json and the items; refuses a folder that holds another run."""
+    """run.json and the items; refuses a folder that holds another run's answers."""
     file = out / "run.json"
     if file.exists():
         there = results.facts_of(out)
-        for name in IDENTITY:
-            if there.get(name) != facts[name]:
-                raise LlasmError(
-                    f"{out}: was run with {name} {_difference(there.get(name), facts[name])}; choose another --out"
-                )
-        if any(there.get(name) != facts[name] for name in ("versions", "git")):
-            print("llasm: note: going on with a run that other versions began; see run.json", file=sys.stderr)
-        return
+        other = next((name for name in IDENTITY if there.get(name) != facts[name]), None)
+        if other is None:
+            if any(there.get(name) != facts[name] for name in ("versions", "git")):
+                print("llasm: note: going on with a run that other versions began; see run.json", file=sys.stderr)
+            return
+        if _has_answer((out / "events").glob("*.jsonl")):
+            difference = _difference(there.get(other), facts[other])
+            raise LlasmError(f"{out}: was run with {other} {difference}; choose another --out")
+        for folder in ("items", "predictions", "clips"):  # nothing was answered: its data may be mended since
+            shutil.rmtree(out / folder, ignore_errors=True)
     (out / "items").mkdir(exist_ok=True)
     for task, group in groupby(items, key=lambda item: item.task):
         write_whole(out / "items" / f"{task}.jsonl", jsonl(item.row() for item in group))
@@ -283,6 +292,11 @@ def _known(logs: Path) -> dict[tuple[str, str], Event]:
     """What the logs of all shards hold, by kind and key."""
     events = (event for file in sorted(logs.glob("*.jsonl")) for event in read_log(file))
     return {(event["kind"], event["key"]): event for event in events}
+
+
+def _has_answer(logs: Iterable[Path]) -> bool:
+    """Something was answered, and not only found faulty."""
+    return any(event["kind"] == "answer" and "error" not in event for log in logs for event in read_log(log))
 
 
 def _fault_event(planned: results.Planned) -> Event:

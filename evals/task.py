@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -53,11 +54,17 @@ class Task:
                     yield item
             return
         files = self._found(Path(data))
+        stems = Counter(file.stem for file in files)
         for file in files:
+            # Where files have one name, such as train/metadata.csv and test/metadata.csv, with their folders.
+            name = file.stem if stems[file.stem] == 1 else str(file.relative_to(data).with_suffix(""))
             for where, record in self.records(file):
                 item = self._item(record, where)
-                if item is not None:
-                    yield item if item.group or len(files) < 2 else replace(item, group=file.stem)
+                if item is None:
+                    continue
+                if item.id == row_id(where):
+                    item = replace(item, id=item.id.replace(file.stem, name, 1))
+                yield item if item.group or len(files) < 2 else replace(item, group=name)
 
     def records(self, file: Path) -> Iterator[tuple[str, Record | BadRow]]:
         """("file:row", record) of one file."""

@@ -51,10 +51,10 @@ def records(path: str, split: str = "train") -> Iterator[tuple[str, Record | Bad
         yield from _file_records(place)
     elif place.is_dir():
         yield from _folder_records(place, split)
-    elif name.count("/") <= 1 and not name.startswith((".", "/", "~")) and not Path(name).suffix:
+    elif name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).suffix:
         yield from _hub_records(name, named_split or split, config)
     else:
-        raise LlasmError(f"{path}: no such file or folder")
+        raise LlasmError(f"{path}: no such file or folder; a hub id is owner/name")
 
 
 def _file_records(path: Path) -> Iterator[tuple[str, Record | BadRow]]:
@@ -136,6 +136,11 @@ def _table_records(path: Path) -> Iterator[tuple[str, Record | BadRow]]:
         if header is None:
             if isinstance(fields, str):
                 raise LlasmError(f"{where}: the header is {fields}")
+            if len(fields) == 1 and re.search("[;\t,]", fields[0]):
+                wanted = "tabs" if path.suffix.lower() == ".tsv" else "commas"
+                raise LlasmError(
+                    f"{where}: the header is one field, {fields[0]!r}; {wanted} must be between its fields"
+                )
             header = fields
         elif isinstance(fields, str):
             yield where, BadRow(where, fields)

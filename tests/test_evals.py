@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -280,6 +281,7 @@ def test_a_clip_that_is_gone_when_its_latency_is_taken_has_none(tmp_path, monkey
         (["--task", "nosuch", "--out", "x"], "webquestions"),
         (["--task", "custom", "--out", "x"], "--data"),
         (["--task", "custom", "--data", "nosuch/dir/x", "--out", "x"], "nosuch/dir/x"),
+        (["--task", "custom", "--data", "evv", "--out", "x"], "evv: no such file or folder; a hub id is owner/name"),
         (["--task", "no_speech", "--out", "x", "--conditions", "smell"], "smell"),
         (["--task", "no_speech", "--out", "x", "--model", "nosuch"], "nosuch"),
         (["--task", "no_speech", "--out", "x", "--asr", "nosuch"], "nosuch"),
@@ -467,3 +469,48 @@ def test_the_report_names_only_what_took_part(tmp_path, monkeypatch):
 def test_noise_at_no_ratio_is_refused(tmp_path):
     with pytest.raises(LlasmError, match="give snr too"):
         Settings(task="no_speech", out="x", noise=str(tmp_path))
+
+
+# ---- folders and tables that are not what they should be
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    data = questions(tmp_path / "data", 2)
+    use(monkeypatch, gold)
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file/x", Path("/proc/x/y")):
+        with pytest.raises(LlasmError, match=r"(is a file|written.*); choose another --out"):
+            evaluated(data, out)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk")
+def test_answers_that_cannot_be_written_are_one_line(tmp_path, monkeypatch):
+    use(monkeypatch, gold)
+    monkeypatch.setattr(run, "open_log", lambda path: open("/dev/full", "a"))  # noqa: SIM115 - the run closes it
+    with pytest.raises(LlasmError, match=r"cannot write answers \(No space left on device\)"):
+        evaluated(questions(tmp_path / "data", 2), tmp_path / "out")
+
+
+def test_a_table_of_which_no_row_can_be_asked_leaves_no_folder(tmp_path, monkeypatch):
+    data = questions(tmp_path / "data", 2)
+    table = data / "questions.jsonl"
+    right = table.read_text()
+    table.write_text(right.replace('"answers"', '"gold"'))
+    use(monkeypatch, gold)
+    with pytest.raises(LlasmError, match=r"none of 2 items can be asked.*no column answers.*its columns are 'id', "):
+        evaluated(data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_in_which_nothing_was_answered_can_be_begun_again(tmp_path, monkeypatch):
+    data = questions(tmp_path / "data", 3)
+    clips = {file: file.read_bytes() for file in data.glob("*.wav")}
+    for clip in clips:
+        clip.write_bytes(b"no audio")
+    use(monkeypatch, gold)
+    with pytest.raises(LlasmError, match="none of 3 could be answered"):
+        evaluated(data, tmp_path / "out", conditions="speech")
+    for clip, content in clips.items():
+        clip.write_bytes(content)
+    evaluated(data, tmp_path / "out")
+    assert files(tmp_path / "out") == files(evaluated(data, tmp_path / "fresh"))

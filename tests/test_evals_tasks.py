@@ -305,3 +305,26 @@ def test_malformed_earlier_turns_are_faults(tmp_path, fields, fault):
     jsonl(tmp_path / "q.jsonl", {"answers": ["a"], **fields})
     [item] = TASKS["custom"].read(str(tmp_path))
     assert fault in item.fault
+
+
+def test_tables_of_one_name_in_several_folders(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "metadata.csv").write_text("question,answers\nWho?,Me\n")
+    assert [(item.id, item.group) for item in read("custom", tmp_path)] == [
+        ("test/metadata-2", "test/metadata"),
+        ("train/metadata-2", "train/metadata"),
+    ]
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("a.csv", "commas"), ("a.tsv", "tabs")])
+def test_a_table_with_another_delimiter_is_told(tmp_path, name, wanted):
+    (tmp_path / name).write_text("question;answers\nWho?;Me\n")
+    with pytest.raises(LlasmError, match=f"one field, 'question;answers'; {wanted} must be between"):
+        TASKS["custom"].read(str(tmp_path))
+
+
+def test_a_column_of_answers_that_is_missing_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text("question,solution\nWho?,Me\n")
+    [item] = TASKS["custom"].read(str(tmp_path))
+    assert "no column answers, answer, reference or output; its columns are 'question', 'solution'" in item.fault
