@@ -56,3 +56,20 @@ def spoken(tmp_path_factory):
     source, quick = str(folder / "in.jsonl"), {"respond": Respond(answers="never"), "verify": Verify(asr="none")}
     build(Recipe(output=str(folder / "out"), input=source, workers=1, **quick))
     return str(folder / "out")
+
+
+@pytest.fixture
+def engine():
+    """An engine that answers at once, behind the API; tests of real engines have their own."""
+    from serve_fakes import FakeEngine
+
+    return FakeEngine()
+
+
+@pytest.fixture
+def client(engine):
+    """Of the API over it, with low limits."""
+    from serve_fakes import client_of
+
+    with client_of(engine, max_audio_seconds=20, max_body_mb=1, max_new_tokens=100) as client:
+        yield client

@@ -28,18 +28,6 @@ from llasm.serve.engine import TimedOut
 from llasm.serve.errors import EngineFailed
 from llasm.serve.settings import load_settings
 
-
-@pytest.fixture
-def engine():
-    return FakeEngine()
-
-
-@pytest.fixture
-def client(engine):
-    with client_of(engine, max_audio_seconds=20, max_body_mb=1, max_new_tokens=100) as client:
-        yield client
-
-
 # ---- the openai client's own calls
 
 

@@ -8,25 +8,12 @@ import pytest
 from serve_fakes import (
     CHAT,
     HERE,
-    FakeEngine,
     ask,
     client_of,
     linked,
 )
 
 from llasm.serve import fetch
-
-
-@pytest.fixture
-def engine():
-    return FakeEngine()
-
-
-@pytest.fixture
-def client(engine):
-    with client_of(engine, max_audio_seconds=20, max_body_mb=1, max_new_tokens=100) as client:
-        yield client
-
 
 # ---- the guard
 

@@ -12,27 +12,13 @@ import soundfile
 from serve_fakes import (
     CHAT,
     SPEECH,
-    FakeEngine,
     aloud,
     ask,
-    client_of,
     clip,
     flac,
     linked,
     talk,
 )
-
-
-@pytest.fixture
-def engine():
-    return FakeEngine()
-
-
-@pytest.fixture
-def client(engine):
-    with client_of(engine, max_audio_seconds=20, max_body_mb=1, max_new_tokens=100) as client:
-        yield client
-
 
 # ---- what is refused
 
