@@ -10,11 +10,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llasm.errors import LlasmError
-from llasm.options import option_parser, parse_options, recipe_path
+from llasm.options import check_numbers, option_parser, parse_options, recipe_path
 
 Kind = Literal["text", "speech", "long_audio", "self"]
 Ask = Literal["reply", "conversation", "detail", "reasoning"]
 LANGUAGES = ("en", "zh")
+# What the numbers of a recipe must be, as `check_numbers` says it.
+BOUNDS = {
+    "at least 1": ("rows", "shard_rows", "workers", "respond.max_new_tokens"),
+    "at least 0": ("vary.variants",),
+    "between 0 and 1": ("vary.noise_share", "vary.room_share", "vary.telephone_share", "vary.pitch_share",
+                        "vary.no_speech_share", "respond.follow_up_share"),
+}  # fmt: skip
 
 
 @dataclass
@@ -51,12 +58,10 @@ class Source:
         name = self.path or self.kind
         if self.path is None and self.kind != "self":
             raise LlasmError(f"recipe: a source of kind {self.kind} needs a path")
-        if self.limit is not None and self.limit < 1:
-            raise LlasmError(f"recipe: the limit of {name} is {self.limit}; it must be at least 1")
+        check_numbers(self, "at least 1", "limit", where=f"recipe: source {name}: ")
+        check_numbers(self, "above 0", "weight", where=f"recipe: source {name}: ")
         if self.kind == "self" and self.limit is None:
             raise LlasmError("recipe: a source of kind self needs a limit: how many instructions the LLM should write")
-        if self.weight <= 0:
-            raise LlasmError(f"recipe: the weight of {name} is {self.weight}; it must be above 0")
         if not self.ask:
             raise LlasmError(f"recipe: ask of {name} is empty; name at least one of reply, conversation, detail")
         unknown = set(self.columns) - {
@@ -182,26 +187,13 @@ class Recipe:
             self.input = None
         if not self.sources:
             raise LlasmError("data build: no source; give --input FILE, or a recipe with sources")
-        for name in ("rows", "shard_rows", "workers"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise LlasmError(f"recipe: {name} is {getattr(self, name)}; it must be at least 1")
+        for bound, names in BOUNDS.items():
+            check_numbers(self, bound, *names, where="recipe: ")
         if self.rows is None and len({source.weight for source in self.sources}) > 1:
             raise LlasmError("recipe: weights share out `rows`; give rows, or leave the weights equal")
-        for name in ("noise_share", "room_share", "telephone_share", "pitch_share"):
-            if not 0 <= getattr(self.vary, name) <= 1:
-                raise LlasmError(f"recipe: vary.{name} is {getattr(self.vary, name)}; it must lie between 0 and 1")
         for name in ("snr_db", "gain_db"):
             if not getattr(self.vary, name)[0] <= getattr(self.vary, name)[1]:
                 raise LlasmError(f"recipe: vary.{name} is {getattr(self.vary, name)}; the lower comes first")
-        for value, name in ((self.vary.variants, "vary.variants"), (self.vary.no_speech_share, "vary.no_speech_share")):
-            if value < 0:
-                raise LlasmError(f"recipe: {name} is {value}; it must not be negative")
-        if self.respond.max_new_tokens < 1:
-            raise LlasmError(f"recipe: respond.max_new_tokens is {self.respond.max_new_tokens}; it must be at least 1")
-        if not 0 <= self.respond.follow_up_share <= 1:
-            raise LlasmError(
-                f"recipe: respond.follow_up_share is {self.respond.follow_up_share}; it must lie between 0 and 1"
-            )
         if not 0 < self.filter.near_duplicates <= 1:
             raise LlasmError(f"recipe: filter.near_duplicates is {self.filter.near_duplicates}; it must lie in (0, 1]")
         if not 0 < self.speak.max_seconds <= 30:

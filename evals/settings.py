@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from llasm.errors import LlasmError
-from llasm.options import option_parser, parse_options
+from llasm.options import check_numbers, option_parser, parse_options
 
 from .conditions import KINDS, Condition, Variation
 from .tasks import TASKS
@@ -69,11 +69,8 @@ class Settings:
                 raise LlasmError(f"unknown task {name!r}: there are {', '.join(TASKS)}")
         if len(set(self.tasks)) != len(self.tasks):
             raise LlasmError(f"task is {self.task!r}: each may be named once")
-        for name in ("batch_size", "max_new_tokens", "limit"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise LlasmError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.latency_items < 0:
-            raise LlasmError(f"latency_items is {self.latency_items}; it must not be negative")
+        check_numbers(self, "at least 1", "batch_size", "max_new_tokens", "limit")
+        check_numbers(self, "at least 0", "latency_items")
         if self.noise is not None and not Path(self.noise).is_dir():
             raise LlasmError(f"noise is {self.noise!r}: no such folder")
         if self.noise is not None and self.snr is None:

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentError
+from collections.abc import Callable
 from importlib.resources import files
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from llasm.errors import LlasmError
+
+_BOUNDS: dict[str, Callable[[float], bool]] = {
+    "at least 1": lambda x: x >= 1,
+    "at least 0": lambda x: x >= 0,
+    "above 0": lambda x: x > 0,
+    "between 0 and 1": lambda x: 0 <= x <= 1,
+}
+
+
+def check_numbers(settings: Any, bound: str, *names: str, where: str = "") -> None:
+    """Raises LlasmError, naming the first of the fields (`name`, `nested.name`) that is out of bounds; None is not."""
+    for name in names:
+        value = attrgetter(name)(settings)
+        if value is not None and not _BOUNDS[bound](value):
+            raise LlasmError(f"{where}{name} is {value}; it must be {bound}")
 
 
 def option_parser(settings: type, prog: str, description: str = "") -> Any:

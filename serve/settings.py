@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from llasm.errors import LlasmError
-from llasm.options import option_parser, parse_options
+from llasm.options import check_numbers, option_parser, parse_options
 
 KEY_VARIABLE = "LLASM_API_KEY"
 
@@ -71,14 +71,9 @@ class Settings:
                 raise LlasmError(f"engine is {self.engine!r}; it must look like http://localhost:8000/v1")
         elif self.hear is not None:
             raise LlasmError(f"hear is {self.hear!r}, but there is no engine; to answer here give it as model")
-        for name in ("max_batch", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise LlasmError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.max_waiting < 0 or self.drain_s < 0:
-            raise LlasmError(f"max_waiting is {self.max_waiting}, drain_s {self.drain_s}; neither may be negative")
-        for name in ("timeout_s", "max_body_mb", "max_audio_seconds"):
-            if not getattr(self, name) > 0:
-                raise LlasmError(f"{name} is {getattr(self, name)}; it must be more than 0")
+        check_numbers(self, "at least 1", "max_batch", "max_new_tokens")
+        check_numbers(self, "at least 0", "max_waiting", "drain_s")
+        check_numbers(self, "above 0", "timeout_s", "max_body_mb", "max_audio_seconds")
 
     @property
     def max_body_bytes(self) -> int:

@@ -12,7 +12,17 @@ from typing import Any, Literal
 
 from llasm.adapter import AdapterConfig
 from llasm.errors import LlasmError
-from llasm.options import option_parser, parse_options, recipe_names, recipe_path
+from llasm.options import check_numbers, option_parser, parse_options, recipe_names, recipe_path
+
+# What the numbers of a recipe must be, as `check_numbers` says it.
+BOUNDS = {
+    "at least 1": ("n_steps", "batch_size", "accumulation", "eval_steps", "save_steps", "logging_steps", "n_negatives",
+                   "lora.rank"),
+    "above 0": ("learning_rate", "lora_learning_rate", "temperature", "cache_gb"),
+    "at least 0": ("held_out", "n_examples", "warmup_steps", "seed", "losses.ctc", "losses.kl", "losses.ce",
+                   "losses.guard"),
+    "between 0 and 1": ("repeat_share", "lora.dropout"),
+}  # fmt: skip
 
 
 @dataclass
@@ -135,27 +145,14 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.data:
             raise LlasmError("recipe: data is empty; name at least one folder that `llasm data build` wrote")
-        positive = ("n_steps", "batch_size", "accumulation", "eval_steps", "save_steps", "logging_steps", "n_negatives")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise LlasmError(f"recipe: {name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("learning_rate", "lora_learning_rate", "temperature", "cache_gb"):
-            if not getattr(self, name) > 0:
-                raise LlasmError(f"recipe: {name} is {getattr(self, name)}; it must be above 0")
-        for name in ("held_out", "n_examples", "warmup_steps", "seed"):
-            if getattr(self, name) < 0:
-                raise LlasmError(f"recipe: {name} is {getattr(self, name)}; it must not be negative")
-        if self.lora.rank < 1 or not 0 <= self.lora.dropout < 1:
-            raise LlasmError(
-                f"recipe: lora.rank is {self.lora.rank}, lora.dropout {self.lora.dropout}; they must be at least 1 and "
-                "in [0, 1)"
-            )
+        for bound, names in BOUNDS.items():
+            check_numbers(self, bound, *names, where="recipe: ")
+        if self.lora.dropout == 1:
+            raise LlasmError("recipe: lora.dropout is 1; nothing would pass, so it must be below 1")
         if self.init and self.chat_template:
             raise LlasmError(
                 f"recipe: chat_template {self.chat_template} is for new runs; init {self.init} has its own"
             )
-        if not 0 <= self.repeat_share <= 1:
-            raise LlasmError(f"recipe: repeat_share is {self.repeat_share}; it must lie between 0 and 1")
         if self.batch_size % self.accumulation:
             raise LlasmError(
                 f"recipe: batch_size {self.batch_size} cannot be cut into accumulation = {self.accumulation} parts"
@@ -164,9 +161,6 @@ class Recipe:
 
     def _check_losses(self) -> None:
         weights = self.loss_weights
-        for name, weight in weights.items():
-            if weight < 0:
-                raise LlasmError(f"recipe: losses.{name} is {weight}; it must not be negative")
         needs_llm = [name for name in ("kl", "ce", "guard") if weights[name]]
         if self.stage == "ground" and needs_llm:
             raise LlasmError(f"recipe: stage ground does not run the LLM, so losses.{needs_llm[0]} needs align or chat")
