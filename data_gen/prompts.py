@@ -6,9 +6,9 @@ TEXT_DIR holds `qa/*.jsonl` and `instructions/*` as their authors publish them (
 row's `meta`); --wordnet adds what WordNet's `data.*` files say, for `ground` only: what the aligner never saw it cannot
 name, and they hold 7,700 names and most of the dictionary. Writes `ground.jsonl`, `align.jsonl` and `chat.jsonl`
 (disjoint). Held out are all of `webquestions_devtest` and every 20th row of each other source, of which `trivia.jsonl`
-has 500 of the open trivia, to evaluate with; a prompt whose normalised text equals a held-out one is dropped. --speech
-adds `speech.jsonl`, recordings of speechocean762 and LJ Speech, and `speech_heldout.jsonl`: 15 speakers of
-speechocean762, and all of Kathleen.
+has 500 of the open trivia, to evaluate with, and `dev.jsonl` the other held-out questions that have answers, to choose
+by; a prompt whose normalised text equals a held-out one is dropped. --speech adds `speech.jsonl`, recordings of
+speechocean762 and LJ Speech, and `speech_heldout.jsonl`: 15 speakers of speechocean762, and all of Kathleen.
 """
 
 from __future__ import annotations
@@ -212,9 +212,12 @@ def main() -> None:
     for name, rows in prompts.items():
         lines = [{"id": row["id"], "messages": [_asked(row["text"])], "meta": row["meta"]} for row in rows]
         _write(args.out_dir / f"{name}.jsonl", lines)
-    trivia = [row for row in heldout if row["meta"]["source"] == "open_trivia"]  # type: ignore[index]
-    asked = [{"id": row["id"], "question": row["text"], **row["meta"]} for row in trivia[:N_TRIVIA]]  # type: ignore[dict-item]
-    _write(args.out_dir / "trivia.jsonl", asked)
+    asked = [{"id": row["id"], "question": row["text"], **row["meta"]} for row in heldout if row["meta"]["answers"]]  # type: ignore[dict-item, index]
+    trivia = [row for row in asked if row["source"] == "open_trivia"][:N_TRIVIA]
+    tested = {row["id"] for row in trivia}
+    _write(args.out_dir / "trivia.jsonl", trivia)
+    tested |= {row["id"] for row in asked if row["source"] == "webquestions_devtest"}
+    _write(args.out_dir / "dev.jsonl", [row for row in asked if row["id"] not in tested])
     if args.speech:
         training, others = recordings(args.speech, [str(row["text"]) for row in prompts["ground"]])
         _write(args.out_dir / "speech.jsonl", training)

@@ -38,6 +38,7 @@ PY
     --align 5000 --chat 3000
 "$bin/llasm" data build tiny_ground
 "$bin/llasm" data build tiny_voices --vary.noise "$noise"
+"$bin/llasm" data build tiny_people --vary.noise "$noise"
 "$bin/llasm" data build tiny_align --vary.noise "$noise"
 "$bin/llasm" data build tiny_default_chat --vary.noise "$noise"
 "$bin/llasm" train tiny_ground --resume
