@@ -21,9 +21,9 @@ try() {  # RECIPE NAME [options]: train, measure, and forget what the snapshots 
     rm -rf "runs/x_$2"/snapshots
     measure "x_$2" speech --snr 10 --noise "$data/noise/noise_misc"
 }
-sets() { echo "[\"data/tiny/$1ground\", \"data/tiny/$1voices\", \"data/tiny/$1people\"]"; }
-part() {  # NAME N: the first 1/N of each data set's files, as data sets of their own
-    for set in ground voices people; do
+sets() { echo "[\"data/tiny/$1/ground\", \"data/tiny/$1/voices\", \"data/tiny/people\"]"; }
+part() {  # NAME N: the first 1/N of the files of text that was spoken, as data sets of their own
+    for set in ground voices; do
         mkdir -p "data/tiny/$1/$set/data"
         files=("data/tiny/$set"/data/*.parquet)
         for file in "${files[@]:0:$((${#files[@]} / $2))}"; do ln -sf "$(realpath "$file")" "data/tiny/$1/$set/data/"; done
@@ -38,8 +38,8 @@ short=(--n_steps 1200 --eval_steps 1200)
 part quarter 4 && part half 2
 "$llasm" data build tiny_voices --output data/tiny/clean --vary.variants 0
 try tiny_ground all "${short[@]}"
-try tiny_ground half "${short[@]}" --data "$(sets half/)"
-try tiny_ground quarter "${short[@]}" --data "$(sets quarter/)"
+try tiny_ground half "${short[@]}" --data "$(sets half)"
+try tiny_ground quarter "${short[@]}" --data "$(sets quarter)"
 try tiny_ground one_voice "${short[@]}" --data '["data/tiny/ground"]'
 try tiny_ground no_noise "${short[@]}" --data '["data/tiny/ground", "data/tiny/clean"]'
 try tiny_ground narrow "${short[@]}" --adapter.width 256
