@@ -132,7 +132,7 @@ class NoSpeech(Task):
     name = "no_speech"
     kind = "no_speech"
     seconds = (1.0, 2.0, 3.0, 5.0, 8.0)
-    copies = 4  # of each kind and length
+    copies = 20  # of noise and music at each length: 205 clips with the silences
 
     def read(self, data: str | None, limit: int | None = None) -> list[Item]:
         if data is None:
