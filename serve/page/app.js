@@ -92,11 +92,63 @@ window.llasm = (() => {
     if (line) line.textContent = text;
   };
 
+  // ---- the server, which may be gone
+  const UNREACHABLE = "The server cannot be reached. This page goes on by itself once it is back.";
+
+  const lost = (what = UNREACHABLE) => {
+    stop(true);
+    say(what);
+    if (document.body.classList.contains("llasm-lost")) return;
+    document.body.classList.add("llasm-lost");
+    link?.idle?.();
+  };
+
+  const found = () => {
+    if (!document.body.classList.contains("llasm-lost")) return;
+    document.body.classList.remove("llasm-lost");
+    say("");
+  };
+
+  // Gradio asks for the app's id only after an answer's stream broke, and loads the page anew as soon as it is told.
+  // The token lets that one load, and no other, find its conversation again.
+  const fetchPlainly = window.fetch.bind(window);
+  window.fetch = async (...given) => {
+    const reconnecting = /\/app_id$/.test(given[0]?.url ?? given[0]);
+    if (reconnecting) {
+      sessionStorage.setItem("llasm-token", link?.token ?? "");
+      lost();
+    }
+    try {
+      const response = await fetchPlainly(...given);
+      if (!reconnecting) found();
+      return response;
+    } catch (error) {
+      if (error.name !== "AbortError") lost();
+      throw error;
+    }
+  };
+
+  const resume = () => {
+    const token = sessionStorage.getItem("llasm-token") ?? "";
+    sessionStorage.removeItem("llasm-token");
+    return token;
+  };
+
+  // A call of one of the page's functions on the server; undefined where it failed, which Gradio does not throw.
+  const call = async (name, data) => {
+    const told = await link.server[name]({ token: link.token, ...data });
+    if (told === undefined) lost();
+    if (told?.token) link.token = told.token;
+    if (told?.note) say(told.note);
+    return told;
+  };
+
   // ---- microphone
   const WORKLET = `registerProcessor("tap", class extends AudioWorkletProcessor {
     process([input]) { if (input[0]) this.port.postMessage(input[0].slice()); return true; }
   });`;
-  let mic = null;  // { mode, stream, context, pending, sending, ended }
+  let mic = null;      // { mode, stream, context, pending, sending, last }
+  let opening = null;  // { mode } while the browser opens the microphone, perhaps asking the user first
 
   const buttons = () => ({ talk: document.getElementById("talk"), hands: document.getElementById("hands") });
 
@@ -108,6 +160,10 @@ window.llasm = (() => {
     talk.setAttribute("aria-label", mode === "talk" ? "Send what you said" : "Talk");
     hands.setAttribute("aria-label", mode === "hands" ? "End hands-free" : "Hands-free");
     document.body.dataset.mic = mode ?? "off";
+  };
+
+  const release = (stream) => {
+    for (const track of stream.getTracks()) track.stop();
   };
 
   const openMicrophone = async () => {
@@ -123,7 +179,10 @@ window.llasm = (() => {
         return { stream, context: input, tap };
       } catch (error) {
         await input.close();
-        if (!options.sampleRate) throw error;
+        if (!options.sampleRate) {
+          release(stream);
+          throw error;
+        }
       }
     }
   };
@@ -135,15 +194,24 @@ window.llasm = (() => {
       say("The browser gives the microphone only to https pages and to localhost.");
       return;
     }
+    const asked = opening = { mode };
+    say("Waiting for the microphone…");
     let opened;
     try {
       opened = await openMicrophone();
+      if (asked !== opening) {  // meanwhile it was told to stop, or to start in the other mode
+        release(opened.stream);
+        opened.context.close();
+        return;
+      }
     } catch (error) {
+      if (asked === opening) opening = null;
       say(error.name === "NotAllowedError"
         ? "The browser may not use the microphone: allow it in the address bar, or type."
         : `No microphone can be used here (${error.message}). You can type, or add a recording.`);
       return;
     }
+    opening = null;
     mic = { mode, ...opened, pending: [], length: 0, sending: false, first: true, last: false };
     const mine = mic;
     mic.tap.port.onmessage = ({ data }) => {
@@ -155,12 +223,10 @@ window.llasm = (() => {
       document.body.style.setProperty("--level", Math.min(1, mine.level * 2.5).toFixed(3));
       if (mine.length >= CHUNK_SECONDS * mine.context.sampleRate) send(mine);
     };
-    if (mode === "talk") server().hush({ token: link.token });
+    if (mode === "talk") call("hush");
     showMic();
     say(mode === "talk" ? "Listening. Press again to send, Esc to discard." : "Hands-free: just speak. Speaking also stops an answer.");
   };
-
-  const server = () => link.server;
 
   const samples = (mine) => {
     const all = new Int16Array(mine.length);
@@ -180,14 +246,13 @@ window.llasm = (() => {
     if (mine.sending) return;  // what comes meanwhile goes with the next
     mine.sending = true;
     const last = mine.last;
-    const heard = await server().hear({
-      token: link.token, pcm: samples(mine), rate: mine.context.sampleRate,
-      hands_free: mine.mode === "hands", first: mine.first, last,
-    }).catch(() => ({ note: "The server cannot be reached. Is it still running?" }));
+    const heard = await call("hear", {
+      pcm: samples(mine), rate: mine.context.sampleRate, hands_free: mine.mode === "hands", first: mine.first, last,
+    });
     mine.first = false;
     mine.sending = false;
-    if (mine.discarded) return;
-    if (heard.note) say(heard.note);
+    if (!heard) lost("The server cannot be reached, so what you said last was not heard.");
+    if (!heard || mine.discarded) return;
     if (heard.speaking) {
       interrupt();
       say("Listening…");
@@ -201,11 +266,13 @@ window.llasm = (() => {
 
   const stop = (discard = false) => {
     const mine = mic;
+    if (opening) say("");
+    opening = null;
     if (!mine) return;
     mic = null;
     mine.last = true;
     mine.discarded = discard;
-    for (const track of mine.stream.getTracks()) track.stop();
+    release(mine.stream);
     mine.context.close();
     document.body.style.setProperty("--level", 0);
     say("");
@@ -213,8 +280,10 @@ window.llasm = (() => {
     if (!discard) send(mine);
   };
 
+  const micMode = () => (mic ?? opening)?.mode;
+
   const toggle = async (mode) => {
-    const was = mic?.mode;
+    const was = micMode();
     stop(was === "hands");
     if (was !== mode) await start(mode);
   };
@@ -224,12 +293,13 @@ window.llasm = (() => {
     let downAt = 0, startedByPress = false;
     button.addEventListener("pointerdown", async () => {
       downAt = performance.now();
-      startedByPress = mic?.mode !== "talk";
+      startedByPress = micMode() !== "talk";
       if (startedByPress) await toggle("talk");
     });
     button.addEventListener("pointerup", () => {
       const held = performance.now() - downAt > 500;
-      if (!startedByPress || held) if (mic?.mode === "talk") stop();
+      const sends = startedByPress ? held && mic : micMode() === "talk";  // let go to answer the browser's question, it stays
+      if (sends) stop();
     });
     button.addEventListener("click", (event) => {
       if (event.detail === 0) toggle("talk");  // by the keyboard
@@ -238,8 +308,9 @@ window.llasm = (() => {
 
   // ---- the header
   const download = async () => {
-    const text = await server().transcript({ token: link.token });
-    if (!text) { say("There is nothing to save yet."); return; }
+    const text = await call("transcript");
+    if (text === "") say("There is nothing to save yet.");
+    if (!text || typeof text !== "string") return;
     const anchor = document.createElement("a");
     anchor.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
     anchor.download = "conversation.json";
@@ -248,19 +319,56 @@ window.llasm = (() => {
   };
 
   const settings = () => document.querySelector("#settings .toggle-button")?.click();
-  const theme = () => document.body.classList.toggle("dark");
+
+  const theme = () => {
+    localStorage.setItem("llasm-theme", document.body.classList.contains("dark") ? "light" : "dark");
+    showTheme();
+  };
+  const showTheme = () => {
+    const chosen = localStorage.getItem("llasm-theme");
+    if (chosen) document.body.classList.toggle("dark", chosen === "dark");
+  };
+
+  // ---- what Gradio's own controls leave out
+  const named = (given) => {  // the attached files' names
+    requestAnimationFrame(() => document.querySelectorAll("#box .thumbnail-item").forEach((item, i) => {
+      item.dataset.name = item.title = given?.files?.[i]?.orig_name ?? "";
+    }));
+  };
+
+  const focusBox = () => {  // where a touch would open the screen's keyboard, it waits to be touched
+    if (matchMedia("(pointer: fine)").matches) document.querySelector("#box textarea")?.focus();
+  };
+
+  const copy = async (button) => {
+    const text = [...button.closest(".message-row").querySelectorAll(".message-content")].map((part) => part.innerText);
+    await navigator.clipboard.writeText(text.join("\n\n"));
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+  };
+
+  // The user's text is shown as it was typed: the server escapes what Markdown would read (conversation.py).
+  const editPlainly = ({ target }) => {
+    if (!target.matches?.("#chat .edit-textarea") || target.dataset.plain) return;
+    target.dataset.plain = "yes";
+    target.value = target.value.replace(/\\(.)/g, "$1").replaceAll("\u00a0", " ");
+    target.dispatchEvent(new Event("input", { bubbles: true }));
+  };
+  document.addEventListener("focusin", editPlainly);
 
   document.addEventListener("click", (event) => {
-    const button = event.target.closest("[data-replay], .voice button, [data-act]");
+    const button = event.target.closest("[data-replay], .voice button, [data-copy], [data-act], [data-clear]");
     if (!button) return;
-    if (button.dataset.replay) replay(Number(button.dataset.replay));
+    if ("clear" in button.dataset) stop(true);
+    else if (button.dataset.replay) replay(Number(button.dataset.replay));
+    else if ("copy" in button.dataset) copy(button);
     else if (button.dataset.act) ({ download, settings, theme })[button.dataset.act]?.();
     else toggleRecording(button.closest(".voice"));
   });
   document.addEventListener("keydown", (event) => {
     awake();
     if (event.key !== "Escape") return;
-    if (mic?.mode === "talk") stop(true);
+    if (micMode() === "talk" || opening) stop(true);
     else if (document.querySelector("#settings.open")) settings();
     else interrupt();
   });
@@ -271,18 +379,23 @@ window.llasm = (() => {
     wire: (props, watch, server) => {
       const take = () => {
         const value = props.value ?? {};
-        link = { ask: link?.ask, server, token: value.token || link?.token };
+        if (value.token) focusBox();
+        link = { ...link, server, token: value.token || link?.token };
         receive(value);
       };
       watch("value", take);
       take();
+      showTheme();
+      matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showTheme);  // after Gradio's own listener
     },
-    microphone: (ask) => {
-      link = { ...link, ask };
+    microphone: (ask, idle) => {  // idle: has the text box take questions again
+      link = { ...link, ask, idle };
       pressToTalk(buttons().talk);
       buttons().hands.addEventListener("click", () => toggle("hands"));
       showMic();
     },
+    named,
+    resume,
     interrupt,
     stats,
     playing: () => playing.length > 0,
