@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -42,19 +43,20 @@ def application(engine: Engine, speaker: Speaker, settings: Settings, page: bool
     serving = Serving(engine, speaker, settings)
     api = routes(serving)
     if page:
-        import gradio
+        from . import gate
+        from .host import Host
 
-        from . import demo
-
-        blocks = demo.build(serving.engine, speaker, settings)
-        api = gradio.mount_gradio_app(api, blocks, path="/", max_file_size=settings.max_body_bytes, **demo.look())
+        host = Host(serving.newcomers, speaker, settings.max_audio_seconds)
+        mounted = gate.mount(api, host, settings.max_new_tokens, settings.max_body_bytes)
+        _errors(mounted)
+        serving.hang_up = mounted.stop_event.set
     app: App = Guard(api, settings.api_key, settings.host_names, settings.max_body_bytes)
     return Observed(app, serving.metrics, settings.max_batch + settings.max_waiting), serving
 
 
 def routes(serving: Serving) -> FastAPI:
     """The API alone, unguarded."""
-    app = FastAPI(
+    app = FastAPIOffline(  # /docs without anything from elsewhere
         title="llasm",
         description="Speech and text in, text and speech out: OpenAI's API over one model.",
         version="1",

@@ -24,8 +24,6 @@ from .engine import Answer, Draining
 from .errors import ApiError, api_error
 from .fetch import base64_bytes
 from .schema import (
-    MAX_CHARACTERS,
-    MAX_CLIPS,
     AnswerMessage,
     AssistantMessage,
     AudioTokens,
@@ -37,6 +35,7 @@ from .schema import (
     SpokenAnswer,
     TextPart,
     Usage,
+    too_much,
 )
 from .serving import ERRORS, LOG, Serving, unless_gone
 
@@ -127,14 +126,15 @@ async def _messages(serving: Serving, body: ChatRequest) -> Messages:
     """The conversation as `llasm.chat` takes it, audio decoded."""
     if body.messages[-1].role != "user":
         raise ApiError(f"messages: the last is the {body.messages[-1].role}'s; it must be the user's", 400, "messages")
+    if _blank(body.messages[-1].content):
+        where = f"messages[{len(body.messages) - 1}].content"
+        raise ApiError(f"{where}: is blank; give a text or audio to answer", 400, where)
     parts = [part for m in body.messages if isinstance(m.content, list) for part in m.content]
     n_clips = sum(not isinstance(part, TextPart) for part in parts)
-    if n_clips > MAX_CLIPS:
-        raise ApiError(f"messages: hold {n_clips} clips; at most {MAX_CLIPS} do", 400, "messages")
     n_characters = sum(len(m.content) for m in body.messages if isinstance(m.content, str))
     n_characters += sum(len(part.text) for part in parts if isinstance(part, TextPart))
-    if n_characters > MAX_CHARACTERS:
-        raise ApiError(f"messages: hold {n_characters} characters; at most {MAX_CHARACTERS} do", 400, "messages")
+    if trouble := too_much(n_clips, n_characters):
+        raise ApiError(f"messages: {trouble}", 400, "messages")
     left = serving.settings.max_audio_seconds
     found: Messages = []
     for i, message in enumerate(body.messages):
@@ -151,6 +151,11 @@ async def _messages(serving: Serving, body: ChatRequest) -> Messages:
             left -= _seconds(content[-1])
         found.append({"role": role, "content": content})
     return found
+
+
+def _blank(content: Any) -> bool:
+    texts = [content] if isinstance(content, str) else [p.text if isinstance(p, TextPart) else "audio" for p in content]
+    return not "".join(texts).strip()
 
 
 async def _part(serving: Serving, part: Part, param: str, left_seconds: float) -> Message:

@@ -10,6 +10,7 @@ import base64
 import html
 import itertools
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,9 @@ from llasm.chat import Message, Messages
 from .engine import Answer
 from .voice_files import encode
 
+WAITING = '<div class="waiting" role="status" aria-label="Thinking"><i></i><i></i><i></i></div>'
+# What Markdown and HTML read something into; the page's script takes it away again when the text is edited.
+_MARKUP = re.compile(r"[\\`*_\[\]<>|~$&@/]|^[-+=#]|(?<=\d)[.)]|(?<=www)\.", re.MULTILINE | re.IGNORECASE)
 BARS = 36  # of a recording's little waveform
 _ids = itertools.count(1)
 
@@ -38,6 +42,8 @@ class Said:
     id: int = field(default_factory=lambda: next(_ids))
     players: list[str] = field(default_factory=list)
     """HTML of each recording's player"""
+    refused: bool = False
+    """It could not be answered, and is left out of what the model reads"""
 
     def __post_init__(self) -> None:
         self.players = [player(wave) for wave in self.waves]
@@ -70,10 +76,11 @@ class Conversation:
         self.said, self.waiting = [], []
 
     def messages(self) -> Messages:
-        """For the model. An answer stopped before its first word is left out: its question joins the next one."""
+        """For the model. An answer stopped before its first word is left out: its question joins the next one. A
+        question that could not be answered is left out with it."""
         found: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         for said in self.said:
-            if said.role == "assistant" and not said.text:
+            if said.refused or (said.role == "assistant" and not said.text):
                 continue
             if found and said.role == found[-1]["role"] == "user":
                 found[-1]["content"] = found[-1]["content"] + said.parts()
@@ -88,8 +95,10 @@ class Conversation:
         found: list[tuple[int, dict[str, Any]]] = []
         for i, said in enumerate(self.said):
             contents: list[Any] = [gr.HTML(shown, js_on_load=None) for shown in said.players]
-            if said.text or (said.role == "assistant" and not said.caption):
-                contents.append(said.text or "…")
+            if said.text:
+                contents.append(plain(said.text) if said.role == "user" else said.text)
+            elif said.role == "assistant" and not said.caption:
+                contents.append(gr.HTML(WAITING, js_on_load=None))
             if said.caption:
                 contents.append(gr.HTML(said.caption, js_on_load=None))
             found += [(i, {"role": said.role, "content": content}) for content in contents]
@@ -98,13 +107,16 @@ class Conversation:
     def shown(self) -> list[dict[str, Any]]:
         return [row for _, row in self.rows()]
 
-    def cut_before(self, row: int, role: str = "user") -> Said | None:
-        """Forgets the user's message that is shown in that row, or the last before it, and all after; returns it."""
+    def asked_in(self, row: int) -> int | None:
+        """Index into `said` of the user's message that is shown in that row, or the last before it."""
         rows = self.rows()
-        i = rows[min(row, len(rows) - 1)][0] if rows else -1
-        while i >= 0 and self.said[i].role != role:
-            i -= 1
-        if i < 0:
+        i = rows[min(max(row, 0), len(rows) - 1)][0] if rows else -1
+        return next((j for j in range(i, -1, -1) if self.said[j].role == "user"), None)
+
+    def cut_before(self, row: int) -> Said | None:
+        """Forgets the user's message of that row, and all after; returns it."""
+        i = self.asked_in(row)
+        if i is None:
             return None
         found = self.said[i]
         self.stop()
@@ -128,6 +140,12 @@ class Conversation:
         return json.dumps({"model": model, "messages": messages}, ensure_ascii=False, indent=1)
 
 
+def plain(text: str) -> str:
+    """Text as Markdown that shows exactly it: each line's indent kept as spaces that do not break."""
+    kept = re.sub(r"^[ \t]+| {2,}", lambda found: "\u00a0" * len(found[0].expandtabs(4)), text, flags=re.MULTILINE)
+    return _MARKUP.sub(r"\\\g<0>", kept)
+
+
 def caption(facts: list[str], replay: int | None = None) -> str:
     """HTML of the small line below an answer; replay: the answer that its button plays again."""
     button = f'<button type="button" data-replay="{replay}" aria-label="Play the answer again">▶ Play</button>'
@@ -142,11 +160,12 @@ def player(wave: audio.Wave) -> str:
     loudest = max(max(peaks), 1e-4)
     bars = "".join(f'<i style="height:{12 + 88 * (peak / loudest) ** 0.7:.0f}%"></i>' for peak in peaks)
     seconds = len(wave) / audio.SAMPLE_RATE
+    minutes, rest = divmod(max(1, round(seconds)), 60)
     return (
         f'<div class="voice" data-audio="{mp3_uri(wave, audio.SAMPLE_RATE)}">'
         f'<button type="button" aria-label="Play the recording, {seconds:.1f} seconds"></button>'
         f'<span class="wave" aria-hidden="true">{bars}</span>'
-        f"<time>{int(seconds // 60)}:{int(seconds % 60):02d}</time></div>"
+        f"<time>{minutes}:{rest:02d}</time></div>"
     )
 
 

@@ -1,6 +1,6 @@
 """The web demo's page: mounted by the server at `/`.
 
-    gr.mount_gradio_app(app, build(engine, speaker, settings), path="/", **look())
+    gr.mount_gradio_app(app, build(host, settings.max_new_tokens), path="/", **look())  # in gate.py
 
 The conversation lives in memory, one for each open tab, and ends with it (conversation.py, host.py). page/app.js takes
 the microphone's sound and plays the answers; page/app.css and the theme below are the looks.
@@ -20,9 +20,8 @@ import gradio as gr
 from llasm import audio
 
 from .conversation import Conversation, Said
-from .engine import Engine
-from .host import Host, Options
-from .settings import Settings
+from .host import LOST, NO_QUESTION, Host, Options
+from .sessions import Tab
 from .speech import Speaker
 
 PAGE = Path(__file__).with_name("page")
@@ -45,10 +44,9 @@ def look() -> dict[str, Any]:
     }
 
 
-def build(engine: Engine, speaker: Speaker, settings: Settings) -> gr.Blocks:
-    """The page. Of the settings it reads the longest recording and the longest answer."""
-    host = Host(engine, speaker, settings.max_audio_seconds)
-    with gr.Blocks(title=f"{engine.name} · voice chat", fill_height=True, delete_cache=(600, 600)) as blocks:
+def build(host: Host, max_new_tokens: int) -> gr.Blocks:
+    """The page; max_new_tokens: of the longest answer that it may ask for."""
+    with gr.Blocks(title=f"{host.engine.name} · voice chat", fill_height=True, delete_cache=(600, 600)) as blocks:
         parts = {
             "wire": gr.HTML(
                 value={"token": ""},
@@ -58,7 +56,7 @@ def build(engine: Engine, speaker: Speaker, settings: Settings) -> gr.Blocks:
                 elem_id="wire",
             ),
             "header": gr.HTML(
-                html_template=_html("header").replace("NAME", html.escape(engine.name)),
+                html_template=_html("header").replace("NAME", html.escape(host.engine.name)),
                 js_on_load="element.querySelector('[data-clear]').onclick = () => trigger('clear');",
                 elem_id="header",
             ),
@@ -69,12 +67,12 @@ def build(engine: Engine, speaker: Speaker, settings: Settings) -> gr.Blocks:
             with gr.Row(elem_id="bar"):
                 parts["mic"] = gr.HTML(
                     html_template=_html("mic"),
-                    js_on_load="llasm.microphone(() => trigger('submit'));",
+                    js_on_load="llasm.microphone(() => trigger('submit'), () => trigger('input'));",
                     elem_id="mic",
                     min_width=0,
                 )
                 parts["box"] = _box()
-        _Page(host, parts).connect(blocks, parts, _drawer(speaker, settings.max_new_tokens))
+        _Page(host, parts).connect(blocks, parts, _drawer(host.speaker, max_new_tokens))
     return blocks
 
 
@@ -87,7 +85,7 @@ def _calls(host: Host) -> list[Any]:
     async def hush(data: Any) -> None:
         await host.hush(data)
 
-    async def transcript(data: Any) -> str:
+    async def transcript(data: Any) -> Any:
         return await host.transcript(data)
 
     return [hear, hush, transcript]
@@ -135,7 +133,7 @@ def _box() -> gr.MultimodalTextbox:
         file_types=["audio", "video"],  # browsers call a recording video/webm too
         file_count="multiple",
         max_lines=8,
-        autofocus=True,
+        autofocus=False,  # the script focuses it, except where that opens a keyboard
         scale=1,
         html_attributes=gr.InputHTMLAttributes(enterkeyhint="send"),
     )
@@ -193,14 +191,23 @@ class _Page:
         self.chat.edit(self.edit, options, **asks)
         now: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
         quiet: dict[str, Any] = {"js": "() => llasm.interrupt()", **now}
-        self.chat.undo(self.undo, None, [self.chat, self.box, self.status], **quiet)
-        parts["header"].clear(self.clear, None, [self.chat, self.status, self.box], **quiet)
+        self.chat.undo(self.undo, None, [self.chat, self.box, self.status, self.wire], **quiet)
+        parts["header"].clear(self.clear, None, [self.chat, self.status, self.box, self.wire], **quiet)
         self.box.stop(self.stop, None, None, **quiet)
-        blocks.load(self.opened, None, self.wire, **now)
-        blocks.unload(self.closed)
+        resumed = [self.wire, self.chat, self.status]
+        blocks.load(self.opened, self.wire, resumed, js="() => [llasm.resume()]", **now)
+        # In the browser alone: the names of attached files, and the box as it was when the server is lost.
+        self.box.change(None, self.box, None, js="(given) => llasm.named(given)", **now)
+        ready = "() => ({__type__: 'update', submit_btn: true, stop_btn: false})"
+        parts["mic"].input(None, None, self.box, js=ready, **now)
 
-    def talk(self, request: gr.Request) -> Conversation:
-        return self.host.sessions.of(str(request.session_hash))
+    def tab(self, request: gr.Request) -> tuple[Tab, dict[Any, Any]]:
+        """The request's tab; where it is not known, a new one with the updates that tell its page so."""
+        session = str(request.session_hash)
+        if tab := self.host.sessions.of(session):
+            return tab, {}
+        tab = self.host.sessions.open(session)
+        return tab, {self.wire: {"token": tab.token}, self.status: LOST}
 
     async def answer(self, talk: Conversation, chosen: tuple[Any, ...]) -> AsyncIterator[dict[Any, Any]]:
         """The answer to what waits, as updates of the page, those of its text at most every FRAME_SECONDS."""
@@ -222,57 +229,79 @@ class _Page:
         yield {self.chat: talk.shown(), self.box: gr.update(**ATTENTIVE)}
 
     async def ask(self, request: gr.Request, given: dict[str, Any], *chosen: Any) -> AsyncIterator[dict[Any, Any]]:
-        talk = self.talk(request)
-        if trouble := await self.host.ask_typed(given, talk):
-            yield {self.status: trouble, self.box: gr.update(value={"text": given.get("text") or "", "files": []})}
+        tab, lost = self.tab(request)
+        if trouble := await self.host.ask_typed(given, tab.talk, Options(*chosen).system):
+            yield {**lost, self.status: trouble, self.box: gr.update(value={"text": given["text"], "files": []})}
             return
-        yield {self.status: "", self.box: gr.update(value={"text": "", "files": []})}
-        async for update in self.answer(talk, chosen):
+        yield {self.status: "", **lost, self.box: gr.update(value={"text": "", "files": []})}
+        async for update in self.answer(tab.talk, chosen):
             yield update
 
     async def ask_aloud(self, request: gr.Request, *chosen: Any) -> AsyncIterator[dict[Any, Any]]:
-        async for update in self.answer(self.talk(request), chosen):
+        tab, lost = self.tab(request)
+        if lost:
+            yield lost
+        async for update in self.answer(tab.talk, chosen):
             yield update
 
     async def ask_example(
         self, request: gr.Request, picked: gr.SelectData, *chosen: Any
     ) -> AsyncIterator[dict[Any, Any]]:
-        talk = self.talk(request)
-        question, recording = _examples()[picked.index]
-        talk.waiting.append(Said("user", waves=[audio.decode(recording)]) if recording else Said("user", question))
-        async for update in self.answer(talk, chosen):
+        tab, lost = self.tab(request)
+        if lost:
+            yield lost
+        examples = _examples()
+        question, recording = examples[min(_row(picked.index), len(examples) - 1)]
+        tab.talk.waiting.append(Said("user", waves=[audio.decode(recording)]) if recording else Said("user", question))
+        async for update in self.answer(tab.talk, chosen):
             yield update
 
     async def retry(self, request: gr.Request, event: gr.RetryData, *chosen: Any) -> AsyncIterator[dict[Any, Any]]:
-        talk = self.talk(request)
-        talk.ask_again(talk.cut_before(_row(event.index)))
-        async for update in self.answer(talk, chosen):
+        async for update in self.again(request, _row(event.index), None, chosen):
             yield update
 
     async def edit(self, request: gr.Request, event: gr.EditData, *chosen: Any) -> AsyncIterator[dict[Any, Any]]:
-        talk = self.talk(request)
-        talk.ask_again(talk.cut_before(_row(event.index)), text=str(event.value).strip())
-        async for update in self.answer(talk, chosen):
+        async for update in self.again(request, _row(event.index), str(event.value).strip(), chosen):
             yield update
 
+    async def again(
+        self, request: gr.Request, row: int, text: str | None, chosen: tuple[Any, ...]
+    ) -> AsyncIterator[dict[Any, Any]]:
+        """Asks anew what is shown in that row, with another text if one is given."""
+        tab, lost = self.tab(request)
+        talk, i = tab.talk, tab.talk.asked_in(row)
+        if lost or i is None:
+            yield {self.chat: talk.shown(), **lost}
+        elif text == "" and not talk.said[i].waves:
+            yield {self.chat: talk.shown(), self.status: NO_QUESTION}
+        else:
+            talk.ask_again(talk.cut_before(row), text)
+            yield {self.status: ""}
+            async for update in self.answer(talk, chosen):
+                yield update
+
     def undo(self, request: gr.Request, event: gr.UndoData) -> dict[Any, Any]:
-        talk = self.talk(request)
-        gone = talk.cut_before(_row(event.index))
+        tab, lost = self.tab(request)
+        gone = tab.talk.cut_before(_row(event.index))
         box = gr.update(value={"text": gone.text if gone else "", "files": []})
-        return {self.chat: talk.shown(), self.box: box, self.status: ""}
+        return {self.chat: tab.talk.shown(), self.box: box, self.status: "", **lost}
 
     def clear(self, request: gr.Request) -> dict[Any, Any]:
-        self.talk(request).clear()
-        return {self.chat: [], self.status: "", self.box: gr.update(**ATTENTIVE)}
+        tab, lost = self.tab(request)
+        tab.talk.clear()
+        return {self.chat: [], **lost, self.status: "", self.box: gr.update(**ATTENTIVE)}
 
     def stop(self, request: gr.Request) -> None:
-        self.talk(request).stop()
+        if tab := self.host.sessions.of(str(request.session_hash)):
+            tab.talk.stop()
 
-    def opened(self, request: gr.Request) -> dict[str, Any]:
-        return {"token": self.host.sessions.open(str(request.session_hash))}
-
-    def closed(self, request: gr.Request) -> None:
-        self.host.sessions.close(str(request.session_hash))
+    async def opened(self, request: gr.Request, token: str) -> dict[Any, Any]:
+        """token: of the conversation that a page goes on with which had to load itself anew; "" for a new page."""
+        session = str(request.session_hash)
+        known = self.host.sessions.resume(session, token)
+        tab = known or self.host.sessions.open(session)
+        note = LOST if token and known is None else ""
+        return {self.wire: {"token": tab.token}, self.chat: tab.talk.shown(), self.status: note}
 
 
 def _row(index: int | tuple[int, int]) -> int:

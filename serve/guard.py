@@ -11,12 +11,12 @@ import hashlib
 import hmac
 import html
 from collections.abc import Awaitable, Callable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
 
 from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from .errors import ApiError
@@ -33,6 +33,13 @@ OPEN_PATHS = ("/health",)  # what a load balancer asks; it says nothing of anybo
 LOGIN_BYTES = 4_096
 WRONG_KEY_S = 0.5  # so that guessing takes its time
 BODY_SECONDS = 60.0  # between two pieces of a body
+# Scripts and styles in the page's own text, Gradio's templates (eval), sound and worklets made by the page's script;
+# nothing from elsewhere, so that no text in a conversation has the browser fetch from there.
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
+    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
+)
 
 
 class Guard:
@@ -97,11 +104,9 @@ class Guard:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return hmac.compare_digest(given.strip().encode("latin-1", "replace"), self._key)
-        try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            return False
-        return cookie is not None and hmac.compare_digest(cookie.value.encode(), self._cookie.encode())
+        # Browsers send what every server of this host has set, be it a cookie by the standard or not.
+        cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
+        return hmac.compare_digest(cookie.encode("utf-8", "replace"), self._cookie.encode())
 
     async def _login(self, scope: Scope, receive: Receive) -> Response:
         if scope["method"] in ("GET", "HEAD"):
@@ -164,7 +169,7 @@ class _Body:
 
 
 def _hardened(send: Send) -> Send:
-    """No other site may read an answer, frame the page, or have a type guessed."""
+    """No other site may read an answer, frame the page, be fetched from by it, or have a type guessed."""
 
     async def send_on(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -174,6 +179,7 @@ def _hardened(send: Send) -> Send:
             headers["X-Content-Type-Options"] = "nosniff"
             headers["X-Frame-Options"] = "SAMEORIGIN"
             headers["Referrer-Policy"] = "same-origin"
+            headers["Content-Security-Policy"] = POLICY
             message = {**message, "headers": headers.raw}
         await send(message)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import secrets
-from collections import OrderedDict
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,15 @@ from llasm.errors import LlasmError
 
 from .conversation import Conversation, Said, caption, mp3_uri
 from .engine import Answer, Busy, Draining, Engine, Request
+from .schema import too_much
+from .sessions import Sessions, Tab
 from .speech import Speaker
 from .turns import LONGEST_SECONDS, Microphone
 
-MAX_SESSIONS = 1_000  # open tabs; beyond it the one that has rested longest is forgotten
 NO_SPEECH = "I could not hear anybody speak in that. Closer to the microphone, perhaps?"
+NO_SOUND = "The microphone sent something that is no sound."
+NO_QUESTION = "Say something, type something, or add a recording."
+LOST = "The server no longer has the earlier conversation, so this begins a new one."
 
 
 @dataclass(frozen=True)
@@ -36,39 +39,6 @@ class Options:
     max_new_tokens: float
 
 
-class Sessions:
-    """The conversations of the open tabs: by Gradio's session, and by the token that the tab's own script holds."""
-
-    def __init__(self) -> None:
-        self._tabs: OrderedDict[str, tuple[str, Conversation]] = OrderedDict()  # session → (token, conversation)
-        self.microphones: dict[str, Microphone] = {}  # by token
-
-    def open(self, session: str) -> str:
-        """Starts the tab's conversation; returns its token."""
-        self.close(session)
-        token = secrets.token_urlsafe(24)
-        self._tabs[session] = (token, Conversation())
-        while len(self._tabs) > MAX_SESSIONS:
-            self.close(next(iter(self._tabs)))
-        return token
-
-    def close(self, session: str) -> None:
-        token, talk = self._tabs.pop(session, ("", None))
-        self.microphones.pop(token, None)
-        if talk is not None:
-            talk.clear()
-
-    def of(self, session: str) -> Conversation:
-        if session not in self._tabs:
-            self.open(session)
-        self._tabs.move_to_end(session)
-        return self._tabs[session][1]
-
-    def by_token(self, token: Any) -> Conversation | None:
-        """None where there is no such tab: it was closed, or the server has been started anew."""
-        return next((talk for own, talk in self._tabs.values() if secrets.compare_digest(own, str(token))), None)
-
-
 class Host:
     """Listens, asks the engine and speaks, for every open tab."""
 
@@ -79,66 +49,104 @@ class Host:
     # ---- called by the page's script
 
     async def hear(self, data: dict[str, Any]) -> dict[str, Any]:
-        """The microphone's next samples → {speaking, turns, note}; a turn that is over waits to be asked."""
-        talk = self.sessions.by_token(data.get("token"))
-        if talk is None:
-            return {"note": "This page has lost its conversation. Please load it again."}
+        """The microphone's next samples → {speaking, turns, note}; a turn that is over waits to be asked. Where the
+        session is not known it begins anew, and `token` names it."""
+        tab, lost = self._tab(data)
         try:
             pcm = base64.b64decode(data["pcm"], validate=True)
-            if data.get("first"):
+            if data.get("first") or tab.microphone is None:
                 longest = min(LONGEST_SECONDS, self.max_seconds)
-                new = await asyncio.to_thread(Microphone, int(data["rate"]), bool(data["hands_free"]), longest)
-                self.sessions.microphones[str(data["token"])] = new
-            microphone = self.sessions.microphones[str(data["token"])]
-        except (KeyError, TypeError, ValueError, binascii.Error, LlasmError):
-            return {"note": "The microphone sent something that is no sound."}
+                tab.microphone = await asyncio.to_thread(
+                    Microphone, int(data["rate"]), bool(data["hands_free"]), longest
+                )
+        except (KeyError, TypeError, ValueError, OverflowError, binascii.Error, LlasmError):
+            return {"note": NO_SOUND, **lost}
+        microphone, talk = tab.microphone, tab.talk
         turns = await asyncio.to_thread(microphone.feed, pcm, bool(data.get("last")))
         if microphone.speaking:
             talk.stop()
         spoken = [turn for turn in turns if len(turn) and await asyncio.to_thread(_has_speech, turn)]
-        talk.waiting += [Said("user", waves=[turn]) for turn in spoken]
         kept_silent = bool(data.get("last")) and not data.get("hands_free") and not spoken
-        return {"speaking": microphone.speaking, "turns": len(spoken), "note": NO_SPEECH if kept_silent else ""}
+        note = NO_SPEECH if kept_silent else ""
+        for turn in spoken:
+            if trouble := self._trouble(talk, "", [turn]):
+                note, spoken = trouble, []
+                break
+            talk.waiting.append(await asyncio.to_thread(Said, "user", waves=[turn]))
+        return {"speaking": microphone.speaking, "turns": len(spoken), "note": note, **lost}
 
     async def hush(self, data: dict[str, Any]) -> None:
-        talk = self.sessions.by_token(data.get("token"))
-        if talk is not None:
-            talk.stop()
+        tab = self.sessions.by_token(data.get("token"))
+        if tab is not None:
+            tab.talk.stop()
 
-    async def transcript(self, data: dict[str, Any]) -> str:
-        talk = self.sessions.by_token(data.get("token"))
-        if talk is None or not talk.said:
-            return ""
-        return await asyncio.to_thread(talk.transcript, self.engine.name)
+    async def transcript(self, data: dict[str, Any]) -> str | dict[str, str]:
+        """JSON, "" before anything was said; {note, token} as `hear` where the session is not known."""
+        tab, lost = self._tab(data)
+        if lost or not tab.talk.said:
+            return lost or ""
+        return await asyncio.to_thread(tab.talk.transcript, self.engine.name)
+
+    def _tab(self, data: dict[str, Any]) -> tuple[Tab, dict[str, str]]:
+        """The tab of a token; where there is none, a new one with what its page must be told."""
+        tab = self.sessions.by_token(data.get("token"))
+        if tab is not None:
+            return tab, {}
+        session = str(data["session"])
+        tab = self.sessions.of(session) or self.sessions.open(session)
+        return tab, {"note": LOST, "token": tab.token}
 
     # ---- what can be asked, and changed
 
-    async def ask_typed(self, given: dict[str, Any], talk: Conversation) -> str:
+    async def ask_typed(self, given: dict[str, Any], talk: Conversation, system: str = "") -> str:
         """Text and uploaded files → a question that waits; returns what is wrong with it instead, if anything."""
-        text, waves = (given.get("text") or "").strip(), []
-        for path in map(Path, given.get("files") or []):
-            try:
+        text, paths = given["text"].strip(), list(map(Path, given["files"]))
+        try:
+            if not text and not paths:
+                return NO_QUESTION
+            if trouble := self._trouble(talk, system + text):
+                return trouble
+            waves: list[audio.Wave] = []
+            for path in paths:
                 wave = await asyncio.to_thread(audio.decode, path, path.name, self.max_seconds)
-            except LlasmError as error:
-                return str(error)
-            finally:
-                path.unlink(missing_ok=True)  # Gradio's copy of the upload
-            if not text and not await asyncio.to_thread(_has_speech, wave):
-                return NO_SPEECH
-            waves.append(wave)
-        if not text and not waves:
-            return "Say something, type something, or add a recording."
+                if not text and not await asyncio.to_thread(_has_speech, wave):
+                    return NO_SPEECH
+                waves.append(wave)
+                if trouble := self._trouble(talk, system + text, waves):
+                    return trouble
+        except LlasmError as error:
+            return str(error)
+        finally:
+            for path in paths:
+                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.parent.rmdir()  # an upload has a folder of its own
+        said = await asyncio.to_thread(Said, "user", text, waves)
         talk.stop()
-        talk.waiting.append(Said("user", text, waves))
+        talk.waiting.append(said)
         return ""
+
+    def _trouble(self, talk: Conversation, text: str, waves: Sequence[audio.Wave] = ()) -> str:
+        """What is too much, if anything, once `text` and `waves` are in the conversation: the API's limits."""
+        known = [said for said in [*talk.said, *talk.waiting] if not said.refused]
+        clips = [wave for said in known for wave in said.waves] + list(waves)
+        n_characters = len(text) + sum(len(said.text) for said in known)
+        seconds = sum(map(len, clips)) / audio.SAMPLE_RATE
+        trouble = too_much(len(clips), n_characters)
+        if not trouble and seconds > self.max_seconds:
+            trouble = f"hold {seconds:.0f} s of recordings; at most {self.max_seconds:g} s do"
+        return trouble and f"This conversation would {trouble}. Please say less, or start a new one."
 
     async def answer(self, talk: Conversation, options: Options) -> AsyncIterator[dict[str, Any]]:
         """Asks what waits. Yields {"reply": id} when the answer begins, {"said": True} as it is written,
         {"clip": data URI} as it is spoken, {"note": text} when it cannot be had."""
         talk.stop()
         async with talk.turn:
+            trouble = self._trouble(talk, options.system)
             asked, talk.waiting = talk.waiting, []
-            if not asked:
+            if trouble:
+                yield {"note": trouble}
+            if not asked or trouble:
                 return
             talk.said += [*asked, said := Said("assistant")]
             talk.stopped, talk.system = False, options.system.strip()
@@ -155,6 +163,9 @@ class Host:
                 async for event in self._run(talk, talk.answer, said, options):
                     yield event
             except Exception as error:
+                if not said.text and not isinstance(error, (Busy, Draining)):
+                    for message in asked:  # each further question would be refused for it
+                        message.refused = True
                 yield {"note": _kindly(error)}
             finally:  # also when the tab is gone: then this generator is closed here
                 said.caption = _caption(talk, asked, said, options.speaks)

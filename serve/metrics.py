@@ -23,6 +23,7 @@ ROUTES = (
     "/docs",
     "/login",
 )
+PAGE_ANSWERS = "/gradio_api/queue/data"
 BUSY_S = 2.0  # what a client is told to wait while no request is let in
 FIRST_TOKEN_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
 TOKENS_PER_S = (1, 2, 5, 10, 15, 20, 30, 50, 75, 100, 200, 500)
@@ -35,6 +36,8 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self.in_flight = 0
         """Requests below /v1 whose answer is not wholly sent."""
+        self.page_answers = 0
+        """Pages that an answer is being sent to."""
         self.requests = Counter(
             "llasm_requests", "Requests by route and status", ["route", "status"], registry=registry
         )
@@ -126,11 +129,14 @@ class Observed:
 
         full = path.startswith("/v1/") and self.metrics.in_flight >= self.max_in_flight
         app = api_error(Busy(BUSY_S)).response() if full else self.app
-        self.metrics.in_flight += path.startswith("/v1/")
+        of_api, of_page = path.startswith("/v1/"), path == PAGE_ANSWERS
+        self.metrics.in_flight += of_api
+        self.metrics.page_answers += of_page
         try:
             await app(scope, receive, send_on)
         finally:
-            self.metrics.in_flight -= path.startswith("/v1/")
+            self.metrics.in_flight -= of_api
+            self.metrics.page_answers -= of_page
             route = next((known for known in ROUTES if path == known or path.startswith(known + "/")), "page")
             self.metrics.requests.labels(route, str(status)).inc()
             if route not in ("page", "/health", "/metrics"):

@@ -18,6 +18,15 @@ MAX_STOPS = 4
 MAX_SPOKEN = 4_096  # characters of /v1/audio/speech
 
 
+def too_much(n_clips: int, n_characters: int) -> str:
+    """What a request's messages have too much of, if anything."""
+    if n_clips > MAX_CLIPS:
+        return f"hold {n_clips} clips; at most {MAX_CLIPS} do"
+    if n_characters > MAX_CHARACTERS:
+        return f"hold {n_characters} characters; at most {MAX_CHARACTERS} do"
+    return ""
+
+
 def _encodable(text: str) -> str:
     try:
         text.encode()
@@ -97,7 +106,7 @@ ChatMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(di
 
 
 class AudioOut(Strict):
-    voice: str = Field("default", description="engine or engine:voice; default (or alloy): the server's own")
+    voice: str = Field("default", description="engine or engine:voice; default or OpenAI's names: the server's own")
     format: Literal["mp3", "wav", "flac", "opus", "pcm16"] = "wav"
 
 
@@ -153,7 +162,7 @@ class SpeechRequest(Strict):
 
     model: str
     input: Annotated[Text, Field(min_length=1, max_length=MAX_SPOKEN)]
-    voice: str = Field("default", description="engine or engine:voice; default (or alloy): the server's own")
+    voice: str = Field("default", description="engine or engine:voice; default or OpenAI's names: the server's own")
     response_format: Literal["mp3", "wav", "flac", "opus", "pcm"] = "mp3"
     speed: Annotated[float, Field(ge=0.25, le=4)] = 1.0
     stream_format: Literal["audio"] | None = None

@@ -32,7 +32,7 @@ from .speech import Speaker
 if TYPE_CHECKING:
     from llasm.chat import ChatModel
 
-CLOSE_S = 1  # for connections that are still open once all is answered: the page keeps one
+CLOSE_S = 1  # for connections that are still open once all is answered
 
 
 def serve(settings: Settings) -> None:
@@ -83,11 +83,14 @@ class _Server(uvicorn.Server):
         self._draining = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:
-        serving = self._serving
+        """Newcomers are refused by now. The engine stays open until all is sent: an answer may be made of several of
+        the engine's, as a transcription is of its segments."""
+        serving, metrics = self._serving, self._serving.metrics
         ends = time.monotonic() + serving.settings.drain_s
-        await serving.engine.drain(serving.settings.drain_s)
-        while serving.metrics.in_flight and time.monotonic() < ends:  # the last words are still on their way
+        while (metrics.in_flight or metrics.page_answers) and time.monotonic() < ends:
             await asyncio.sleep(0.02)
+        await serving.engine.drain(max(0.0, ends - time.monotonic()))
+        serving.hang_up()
         self.should_exit = True
 
 

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from .engine import Draining, Engine
+from . import engine
+from .engine import Answer, Draining, Engine
 from .errors import ApiError
 from .fetch import Listener
 from .metrics import Metered, Metrics
@@ -30,13 +31,17 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 class Serving:
     """What every route needs."""
 
-    def __init__(self, engine: Engine, speaker: Speaker, settings: Settings) -> None:
+    def __init__(self, answering: Engine, speaker: Speaker, settings: Settings) -> None:
         self.metrics = Metrics()
-        self.engine = Metered(engine, self.metrics)
+        self.engine = Metered(answering, self.metrics)
         self.speaker, self.settings = speaker, settings
         self.listener = Listener(settings.max_audio_seconds, settings.max_body_bytes, settings.fetch_audio)
         self.started = int(time.time())
         self.draining = False
+        self.newcomers: Engine = _Newcomers(self)
+        """The engine, for who has no open request of the API."""
+        self.hang_up: Callable[[], None] = lambda: None
+        """Ends the connections that open pages keep."""
 
     def check_model(self, name: str, *others: str) -> None:
         if name not in (self.engine.name, *others):
@@ -46,6 +51,20 @@ class Serving:
     def check_open(self) -> None:
         if self.draining:
             raise Draining
+
+
+class _Newcomers:
+    """Submits nothing while the server drains. The engine itself still takes it: a request that is being answered may
+    need several answers."""
+
+    def __init__(self, serving: Serving) -> None:
+        self.name = serving.engine.name
+        self._serving = serving
+        self.load, self.drain, self.close = serving.engine.load, serving.engine.drain, serving.engine.close
+
+    def submit(self, request: engine.Request) -> Answer:
+        self._serving.check_open()
+        return self._serving.engine.submit(request)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T], leave: Callable[[], None]) -> T:

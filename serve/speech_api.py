@@ -9,9 +9,11 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from starlette.responses import PlainTextResponse, Response
 
 from llasm import audio, vad
+from llasm.tts import UnspeakableText
 
 from . import engine, voice_files
 from .engine import Answer, Draining
+from .errors import ApiError
 from .schema import Segment, SpeechRequest, Transcription
 from .serving import ERRORS, Serving, unless_gone
 
@@ -45,6 +47,7 @@ def router(serving: Serving) -> APIRouter:
         """What was said, as the model repeats it. verbose_json: with the time of each stretch of speech."""
         serving.check_open()
         serving.check_model(model, *HEARING_MODELS)
+        await _check_single(request)
         wave = await serving.listener.decode(await file.read(), "file", serving.settings.max_audio_seconds)
         listening = _Listening(serving, temperature)
         segments = await unless_gone(request, listening.segments(wave), listening.leave)
@@ -71,11 +74,22 @@ def router(serving: Serving) -> APIRouter:
         serving.check_model(body.model, *SPEECH_MODELS)
         voice = await voice_files.voice_named(serving.speaker, body.voice, "voice")
         speaking = voice_files.say(serving.speaker, body.input, voice, body.speed)
-        wave, rate = await unless_gone(request, speaking, lambda: None)
+        try:
+            wave, rate = await unless_gone(request, speaking, lambda: None)
+        except UnspeakableText as error:
+            raise ApiError(f"input: {error}", 400, "input") from error
         content = await asyncio.to_thread(voice_files.encode, wave, rate, body.response_format)
         return Response(content, media_type=voice_files.MEDIA_TYPES[body.response_format])
 
     return routes
+
+
+async def _check_single(request: Request) -> None:
+    """Of a field that comes twice only one would be read."""
+    names = [name for name, _ in (await request.form()).multi_items() if not name.endswith("[]")]
+    again = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if again is not None:
+        raise ApiError(f"{again:.80}: comes more than once", 400, again[:80])
 
 
 class _Listening:

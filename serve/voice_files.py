@@ -17,7 +17,10 @@ from .speech import Speaker
 
 PCM_RATE = 24_000  # Hz of OpenAI's raw PCM
 OPUS_RATE = 48_000  # Hz
-OWN = ("default", "alloy")  # names for the server's own voice; alloy is what clients send unless told otherwise
+# Names for the server's own voice: clients come with OpenAI's, of its first speech models and of later ones.
+_FIRST = ("alloy", "echo", "fable", "nova", "onyx", "shimmer")
+_LATER = ("ash", "ballad", "cedar", "coral", "marin", "sage", "verse")
+OWN = ("default", *_FIRST, *_LATER)
 MEDIA_TYPES = {
     "mp3": "audio/mpeg",
     "wav": "audio/wav",

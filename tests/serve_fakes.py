@@ -153,8 +153,8 @@ def client_of(engine, page=False, **options):
 class Running:
     """A server in a thread, for clients that speak over a socket."""
 
-    def __init__(self, engine, **options):
-        app, self.serving = application(engine, FakeSpeaker(), Settings(**options))
+    def __init__(self, engine, page=False, **options):
+        app, self.serving = application(engine, FakeSpeaker(), Settings(**options), page=page)
         self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False))
         self.thread = threading.Thread(target=self.server.run, daemon=True)
 

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 
-import gradio as gr
 import numpy as np
 import pytest
 import soxr
@@ -15,11 +14,15 @@ from fastapi.testclient import TestClient
 
 from llasm import audio, vad
 from llasm.chat import Reply, check_messages
-from llasm.serve.conversation import Conversation, Said
-from llasm.serve.demo import build, look
+from llasm.errors import LlasmError
+from llasm.serve import sessions as tabs
+from llasm.serve.conversation import Conversation, Said, plain, player
+from llasm.serve.demo import _Page
 from llasm.serve.engine import Busy, Draining
-from llasm.serve.host import NO_SPEECH, Host, Options, Sessions
-from llasm.serve.settings import Settings
+from llasm.serve.gate import mount
+from llasm.serve.host import LOST, NO_QUESTION, NO_SPEECH, Host, Options
+from llasm.serve.schema import MAX_CHARACTERS, MAX_CLIPS
+from llasm.serve.sessions import Sessions
 from llasm.serve.speech import LONG_PIECE, Sentences, Speaker, sentences
 from llasm.serve.turns import PAUSE_SECONDS, Microphone, TurnDetector
 from llasm.tts import UnspeakableText
@@ -186,7 +189,8 @@ def test_cutting_the_conversation_where_the_page_shows_it():
 
 
 def test_the_page_is_served_and_offers_nothing_else(speaker):
-    app = gr.mount_gradio_app(FastAPI(), build(Scripted(), speaker, Settings(max_new_tokens=100)), path="/", **look())
+    app = FastAPI()
+    mount(app, Host(Scripted(), speaker, 60), max_new_tokens=100, max_body_bytes=1_000_000)
     with TestClient(app) as client:
         page = client.get("/").text
         assert "scripted · voice chat" in page and "window.llasm" in page and "--paper" in page
@@ -313,17 +317,90 @@ def test_what_goes_wrong_is_said_kindly(speaker, error, words):
     assert "not answered" in talk.said[-1].caption and talk.said[0].text == "Where?"
 
 
+def test_a_question_that_was_refused_does_not_stay_in_the_way(speaker):
+    """Nor one for which there was an error; after Busy the question still waits for its answer."""
+
+    async def run(error):
+        host, talk = Host(Scripted(error=error), speaker, 60), Conversation()
+        for text in ("too long " * 9, "What now?"):
+            talk.waiting = [Said("user", text)]
+            await collected(host, talk)
+            host.engine.error = None
+        [request] = host.engine.asked
+        return "".join(part["text"] for part in request.messages[0]["content"])
+
+    for error in (LlasmError("the conversation takes too many tokens"), RuntimeError("out of memory")):
+        assert asyncio.run(run(error)) == "What now?"
+    assert asyncio.run(run(Busy(7))) == "too long " * 9 + "What now?"
+
+
+def test_the_page_keeps_the_limits_of_the_api(speaker):
+    host, talk = Host(Scripted(), speaker, 5), Conversation()
+
+    def type_in(text, talk=talk, system=""):
+        return asyncio.run(host.ask_typed({"text": text, "files": []}, talk, system))
+
+    assert str(MAX_CHARACTERS) in type_in("a" * (MAX_CHARACTERS + 1))
+    assert str(MAX_CHARACTERS) in type_in("a", system="a" * MAX_CHARACTERS)
+    assert talk.waiting == [] and type_in("a" * 400_000) == ""
+    assert str(MAX_CHARACTERS) in type_in("a" * 400_000) and len(talk.waiting) == 1
+    clips = Conversation()
+    clips.said = [Said("user", waves=[FRANCE[:1600]])] * (MAX_CLIPS + 1)
+    assert str(MAX_CLIPS) in type_in("hello", clips)
+    long = Conversation()
+    long.said = [Said("user", waves=[FRANCE])] * 2
+    long.waiting = [Said("user", waves=[FRANCE])]  # by another way: an example, a second tab
+    assert len(FRANCE) * 3 > 5 * audio.SAMPLE_RATE
+    [event] = asyncio.run(collected(host, long))
+    assert "at most 5 s" in event["note"] and not host.engine.asked and len(long.said) == 2
+    [event] = asyncio.run(collected(host, talk, Options("a" * MAX_CHARACTERS, False, "hibari:heart", 0, 1, 64)))
+    assert str(MAX_CHARACTERS) in event["note"] and not host.engine.asked
+
+
+def test_the_microphone_keeps_them_too(speaker):
+    host = Host(Scripted(), speaker, 2)
+    tab = host.sessions.open("tab")
+    data = {"token": tab.token, "pcm": pcm_of(FRANCE), "rate": 16_000, "hands_free": False, "first": True, "last": True}
+    found = [asyncio.run(host.hear(data)) for _ in range(3)]
+    assert [answer["turns"] for answer in found] == [1, 0, 0] and "at most 2 s" in found[1]["note"]
+    assert len(tab.talk.waiting) == 1
+
+
+def test_an_edit_to_nothing_is_not_asked(speaker):
+    class Blank:
+        index, value = 0, "  "
+
+    class Asked:
+        session_hash = "tab"
+
+    async def run(page):
+        return [update async for update in page.edit(Asked, Blank, *vars(OPTIONS).values())]
+
+    host = Host(Scripted(), speaker, 60)
+    talk = host.sessions.open("tab").talk
+    talk.said = [Said("user", "Where?"), Said("assistant", "There.")]
+    page = _Page(host, {name: name for name in ("wire", "chat", "status", "box")})
+    [update] = asyncio.run(run(page))
+    assert update["status"] == NO_QUESTION and len(update["chat"]) == 2
+    assert not host.engine.asked and [said.text for said in talk.said] == ["Where?", "There."]
+    talk.said[0] = Said("user", "Where?", [FRANCE])
+    Blank.index = 1  # its text; the recording above it can be asked alone
+    asyncio.run(run(page))
+    assert [part["type"] for part in host.engine.asked[0].messages[0]["content"]] == ["audio"]
+
+
 def test_uploads_are_checked_and_their_copies_deleted(speaker, tmp_path):
     host, talk = Host(Scripted(), speaker, 3), Conversation()
 
     def give(name, wave, text=""):
-        path = tmp_path / name
+        path = tmp_path / "upload" / name
+        path.parent.mkdir()
         if wave is None:
             path.write_bytes(b"not audio at all")
         else:
             audio.write_wav(path, wave, audio.SAMPLE_RATE)
         trouble = asyncio.run(host.ask_typed({"text": text, "files": [str(path)]}, talk))
-        assert not path.exists()
+        assert not path.parent.exists()
         return trouble
 
     assert give("silence.wav", NOISE[:32_000]) == NO_SPEECH
@@ -333,12 +410,20 @@ def test_uploads_are_checked_and_their_copies_deleted(speaker, tmp_path):
     assert talk.waiting == []
     assert give("france.wav", FRANCE) == ""
     assert len(talk.waiting) == 1 and len(talk.waiting[0].waves) == 1
+    for folder, wave in (("broken", None), ("whole", FRANCE)):
+        (tmp_path / folder).mkdir()
+        audio.write_wav(tmp_path / folder / "a.wav", FRANCE, audio.SAMPLE_RATE)
+        if wave is None:
+            (tmp_path / folder / "a.wav").write_bytes(b"not audio at all")
+    files = [str(tmp_path / folder / "a.wav") for folder in ("broken", "whole")]
+    assert asyncio.run(host.ask_typed({"text": "", "files": files}, talk)) != ""
+    assert list(tmp_path.iterdir()) == []  # also of those that came after the fault
 
 
 def test_microphone_of_a_tab(speaker):
     host = Host(Scripted(), speaker, 60)
-    token = host.sessions.open("tab")
-    talk = host.sessions.of("tab")
+    tab = host.sessions.open("tab")
+    token, talk = tab.token, tab.talk
 
     def hear(wave, first=False, last=False, hands_free=False):
         data = {"token": token, "pcm": pcm_of(wave), "rate": 16_000, "first": first, "last": last}
@@ -360,17 +445,82 @@ def test_microphone_of_a_tab(speaker):
 )
 def test_a_broken_microphone_is_told_so(speaker, data):
     host = Host(Scripted(), speaker, 60)
-    assert "load it again" in asyncio.run(host.hear(data))["note"].lower()
-    token = host.sessions.open("tab")
+    token = host.sessions.open("tab").token
     assert "no sound" in asyncio.run(host.hear({**data, "token": token}))["note"]
+
+
+# ---- tabs
 
 
 def test_tabs_do_not_see_each_other():
     sessions = Sessions()
     one, other = sessions.open("one"), sessions.open("other")
-    sessions.of("one").said.append(Said("user", "private"))
-    assert sessions.by_token(other).said == [] and sessions.by_token("") is None
-    assert sessions.by_token(one).said[0].text == "private"
-    held = sessions.of("one")
+    one.talk.said.append(Said("user", "private"))
+    assert sessions.by_token(other.token).talk.said == [] and sessions.by_token("") is None
+    assert sessions.by_token(one.token) is sessions.of("one") is one and sessions.by_token(None) is None
     sessions.close("one")
-    assert held.said == [] and sessions.by_token(one) is None and sessions.of("one").said == []
+    assert one.talk.said == [] and sessions.by_token(one.token) is sessions.of("one") is None
+
+
+def test_a_tab_ends_a_while_after_it_was_seen_last():
+    async def run():
+        sessions = Sessions(grace_s=0.2)
+        kept, used, gone = (sessions.open(name) for name in ("kept", "used", "gone"))
+        for name in ("kept", "used", "gone"):
+            with sessions.present(name):
+                await asyncio.sleep(0)
+        with sessions.present("kept"):  # its connection has come back
+            for _ in range(5):
+                await asyncio.sleep(0.1)
+                assert sessions.of("used") is used
+            assert sessions.of("gone") is None and sessions.by_token(gone.token) is None
+            await asyncio.sleep(0.4)
+            assert sessions.of("used") is None and sessions.of("kept") is kept
+        with sessions.present("kept"), sessions.present("kept"):
+            pass
+        await asyncio.sleep(0.5)
+        assert sessions.of("kept") is None
+
+    asyncio.run(run())
+
+
+def test_a_page_that_loads_itself_anew_goes_on(monkeypatch):
+    sessions = Sessions()
+    tab = sessions.open("before")
+    tab.talk.said.append(Said("user", "private"))
+    assert sessions.resume("after", "wrong") is None and sessions.of("before") is tab
+    assert sessions.resume("after", tab.token) is tab and sessions.of("before") is None
+    assert sessions.of("after").talk.said[0].text == "private"
+    assert sessions.resume("after", tab.token) is tab and tab.talk.said
+    monkeypatch.setattr(tabs, "MAX_SESSIONS", 2)
+    for name in ("a", "b"):
+        sessions.open(name)
+    assert sessions.of("after") is None and not tab.talk.said
+
+
+def test_a_page_of_an_unknown_session_gets_a_new_token(speaker):
+    host = Host(Scripted(), speaker, 60)
+    data = {"token": "of another server", "session": "tab", "pcm": pcm_of(FRANCE), "rate": 16_000, "hands_free": False}
+    first = asyncio.run(host.hear({**data, "first": False}))  # the server was started anew while somebody spoke
+    assert first["note"] == LOST and host.sessions.by_token(first["token"]) is host.sessions.of("tab")
+    second = asyncio.run(host.hear({**data, "token": first["token"], "last": True, "first": False}))
+    assert second == {"speaking": False, "turns": 1, "note": ""}
+    assert asyncio.run(host.transcript({"token": "x", "session": "tab"})) == {"note": LOST, "token": first["token"]}
+    assert len(host.sessions.of("tab").talk.waiting) == 1  # nothing was lost for it
+
+
+# ---- what is shown
+
+
+def test_the_users_text_is_shown_as_it_is():
+    assert plain("<img src=x> *a* 1. b") == "\\<img src=x\\> \\*a\\* 1\\. b"
+    assert plain("  two") == "\u00a0\u00a0two"
+    talk = conversation()
+    talk.said[2].text = "![](http://example.org/a.png)"
+    contents = [row["content"] for row in talk.shown()]
+    assert plain(talk.said[2].text) in contents and talk.said[2].text not in contents
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.2, "0:01"), (1.8, "0:02"), (59.7, "1:00"), (61.2, "1:01")])
+def test_the_length_of_a_recording_is_rounded(seconds, shown):
+    assert f"<time>{shown}</time>" in player(np.zeros(round(seconds * audio.SAMPLE_RATE), np.float32))
