@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -57,6 +59,52 @@ def server(tmp_path_factory):
     process.wait(timeout=60)
     log.seek(0)
     assert "Traceback" not in log.read()
+
+
+class Line:
+    """Between a browser and the server: can be cut, which ends what is open and refuses what is new, and mended."""
+
+    def __init__(self, address):
+        self.server = ("127.0.0.1", int(address.rpartition(":")[2]))
+        self.open, self.listener = [], None
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.mend()
+
+    def mend(self):
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+
+    def cut(self):
+        for end in [self.listener, *self.open]:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self.open = []
+
+    def _accept(self, listener):
+        with contextlib.suppress(OSError):  # cut
+            while True:
+                near = listener.accept()[0]
+                far = socket.create_connection(self.server)
+                self.open += [near, far]
+                for one, other in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+
+    def _pump(self, one, other):
+        with contextlib.suppress(OSError):
+            while content := one.recv(65536):
+                other.sendall(content)
+            other.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def line(server):
+    line = Line(server[0])
+    yield line
+    line.cut()
 
 
 @pytest.fixture
@@ -225,6 +273,102 @@ def test_stop_retry_edit_undo_and_new(server, browser):
     page.wait_for_selector("#chat .examples")
 
 
+def test_text_is_shown_as_it_was_typed(server, browser):
+    page = visit(browser(), server[0])
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    typed = "Say **hi** to <img src=/secret.png> _me_, $$x^2$$ and www.example.org\n# no head\n1. no\n    list &lt; \\*"
+    page.fill("#box textarea", typed)
+    page.wait_for_timeout(300)
+    page.click("#box .submit-button")
+    answered(page, 1)
+    assert page.locator("#chat .user-row .message-content").inner_text().replace("\u00a0", " ").strip() == typed
+    assert page.locator("#chat .user-row :is(img, strong, em, h1, ol, a)").count() == 0
+    page.click("#chat [aria-label=Edit]")
+    page.wait_for_selector("#chat textarea")
+    assert page.input_value("#chat textarea") == typed
+    page.click("#chat [aria-label=Cancel]")
+    assert not [url for url in asked if "secret" in url or not url.startswith((server[0], "data:", "blob:"))]
+
+
+SLOW_MICROPHONE = """
+    window.tracks = [];
+    const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+    navigator.mediaDevices.getUserMedia = async (...given) => {  // as where the browser asks the user first
+      await new Promise((done) => setTimeout(done, 400));
+      const stream = await open(...given);
+      window.tracks.push(...stream.getTracks());
+      return stream;
+    };
+"""
+LIVE = "() => tracks.filter((track) => track.readyState === 'live').length"
+
+
+def test_a_microphone_that_is_still_opening_is_let_go(server, browser):
+    page = browser(FRANCE)
+    page.add_init_script(SLOW_MICROPHONE)
+    visit(page, server[0])
+    page.dblclick("#talk")  # starts, and stops while it is being opened
+    page.wait_for_timeout(1000)
+    assert page.evaluate("tracks.length") == 1 and page.evaluate(LIVE) == 0
+    page.focus("#talk")
+    page.keyboard.press("Space")
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(1000)
+    assert page.evaluate("tracks.length") == 2 and page.evaluate(LIVE) == 0
+    page.click("#talk")
+    page.click("#hands")
+    page.wait_for_selector("#hands[aria-pressed=true]")
+    page.wait_for_timeout(600)
+    assert page.evaluate("tracks.length") == 4 and page.evaluate(LIVE) == 1
+    assert page.get_attribute("#talk", "aria-pressed") == "false"
+    page.click("[data-clear]")  # a new conversation does not go on listening
+    page.wait_for_selector("#hands[aria-pressed=false]")
+    assert page.evaluate(LIVE) == 0 and page.faults == []
+
+
+UNREACHABLE = "() => document.querySelector('#status').innerText.includes('cannot be reached')"
+
+
+def test_the_server_is_gone_while_recording(line, browser):
+    page = browser(FRANCE)
+    page.add_init_script(SLOW_MICROPHONE)
+    visit(page, line.address)
+    page.click("#talk")
+    page.wait_for_selector("#talk[aria-pressed=true]")
+    line.cut()
+    page.wait_for_function(UNREACHABLE)
+    assert page.get_attribute("#talk", "aria-pressed") == "false" and page.evaluate(LIVE) == 0
+    page.click("[data-act=download]")
+    page.wait_for_timeout(300)
+    assert page.evaluate(UNREACHABLE)
+    line.mend()
+    page.wait_for_function("() => document.querySelector('#status').innerText.includes('is back')")
+    assert page.faults == []
+
+
+def test_the_line_breaks_in_the_middle_of_an_answer(line, browser):
+    page = visit(browser(), line.address)
+    ask(page, "My name is Bob.")
+    answered(page, 1)
+    ask(page, STORY)
+    page.wait_for_function("() => document.querySelectorAll('#chat .bot-row')[1]?.innerText.length > 40")
+    line.cut()
+    page.wait_for_function(UNREACHABLE)
+    page.wait_for_selector("#box .stop-button", state="hidden")
+    assert not page.locator(".toast-body").first.is_visible()
+    page.click("[data-act=settings]")  # nothing lies over the header
+    page.wait_for_selector("#settings.open")
+    line.mend()
+    page.wait_for_event("load")  # Gradio loads the page anew …
+    answered(page, 2)  # … and the conversation is there again
+    assert page.locator("#chat .user-row").first.inner_text().strip() == "My name is Bob."
+    ask(page, "What is my name?")
+    assert "Bob" in answered(page, 3)
+    page.reload()
+    page.wait_for_selector("#chat .examples")  # an ordinary reload begins a new one
+
+
 def test_silence_is_told_and_not_asked(server, browser):
     page = visit(browser(np.zeros(audio.SAMPLE_RATE, np.float32)), server[0])
     page.click("#talk")
@@ -267,6 +411,35 @@ def test_phone_width_needs_no_sideways_scroll(server, browser):
     for selector in ("#talk", "#hands", "#box textarea", "#box .submit-button", "[data-act=settings]"):
         box = page.locator(selector).bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["y"] + box["height"] <= 844
+
+
+def test_waiting_an_attached_files_name_and_the_theme(server, browser):
+    page = visit(browser(color_scheme="light"), server[0])
+    assert page.evaluate("() => document.activeElement.matches('#box textarea')")
+    page.set_input_files("#box input[type=file]", "examples/planets.wav")
+    page.wait_for_selector("#box .thumbnail-item[data-name='planets.wav']")
+    page.focus("#box textarea")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#chat .waiting")
+    answered(page, 1)
+    assert page.locator("#chat .waiting").count() == 0
+    page.click("[data-act=theme]")
+    page.wait_for_selector("#header .sun:visible")
+    page.reload()
+    page.wait_for_selector("#header .sun:visible")
+    assert page.evaluate("() => document.body.classList.contains('dark')")
+    phone = visit(browser(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True), server[0])
+    phone.wait_for_timeout(1000)
+    assert phone.evaluate("() => document.activeElement === document.body")  # no keyboard opens by itself
+
+
+def test_the_api_is_described_without_anything_from_elsewhere(server, browser):
+    page = browser()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{server[0]}/docs")
+    page.wait_for_selector(".opblock-summary-path >> text=/v1/chat/completions")
+    assert all(url.startswith((server[0], "data:", "blob:")) for url in asked)
 
 
 def test_two_tabs_hold_two_conversations(server, browser):

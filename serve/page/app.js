@@ -94,19 +94,24 @@ window.llasm = (() => {
 
   // ---- the server, which may be gone
   const UNREACHABLE = "The server cannot be reached. This page goes on by itself once it is back.";
+  let knock = 0;  // the timer that asks whether it is
 
   const lost = (what = UNREACHABLE) => {
     stop(true);
     say(what);
     if (document.body.classList.contains("llasm-lost")) return;
     document.body.classList.add("llasm-lost");
-    link?.idle?.();
+    knock = setInterval(async () => {
+      const answer = await fetchPlainly("health").catch(() => null);
+      if (answer?.ok) found("The server is back.");
+    }, 2000);
   };
 
-  const found = () => {
+  const found = (what = "") => {
     if (!document.body.classList.contains("llasm-lost")) return;
+    clearInterval(knock);
     document.body.classList.remove("llasm-lost");
-    say("");
+    say(what);
   };
 
   // Gradio asks for the app's id only after an answer's stream broke, and loads the page anew as soon as it is told.
@@ -223,7 +228,7 @@ window.llasm = (() => {
       document.body.style.setProperty("--level", Math.min(1, mine.level * 2.5).toFixed(3));
       if (mine.length >= CHUNK_SECONDS * mine.context.sampleRate) send(mine);
     };
-    if (mode === "talk") call("hush");
+    if (mode === "talk") link.server.hush({ token: link.token });
     showMic();
     say(mode === "talk" ? "Listening. Press again to send, Esc to discard." : "Hands-free: just speak. Speaking also stops an answer.");
   };
@@ -388,8 +393,8 @@ window.llasm = (() => {
       showTheme();
       matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showTheme);  // after Gradio's own listener
     },
-    microphone: (ask, idle) => {  // idle: has the text box take questions again
-      link = { ...link, ask, idle };
+    microphone: (ask) => {
+      link = { ...link, ask };
       pressToTalk(buttons().talk);
       buttons().hands.addEventListener("click", () => toggle("hands"));
       showMic();
