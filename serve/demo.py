@@ -195,6 +195,7 @@ class _Page:
         parts["header"].clear(self.clear, None, [self.chat, self.status, self.box, self.wire], **quiet)
         self.box.stop(self.stop, None, None, **quiet)
         resumed = [self.wire, self.chat, self.status]
+        blocks.unload(lambda: None)  # has the page keep a connection, by which the gate sees that it is there
         blocks.load(self.opened, self.wire, resumed, js="() => [llasm.resume()]", **now)
         # In the browser alone: the names of attached files, and the box as it was when the server is lost.
         self.box.change(None, self.box, None, js="(given) => llasm.named(given)", **now)

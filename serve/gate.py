@@ -34,8 +34,8 @@ from .schema import MAX_CLIPS
 
 GRADIO = "/gradio_api"
 READ = re.compile(
-    r"/|/(config|theme\.css|favicon\.ico|manifest\.json)/?|/(assets|static)/.+"
-    rf"|{GRADIO}/(info|queue/data|startup-events|app_id|theme\.css)/?"
+    r"/|/(config|theme\.css|favicon\.ico|manifest\.json)|/(assets|static)/.+"
+    rf"|{GRADIO}/(info|queue/data|startup-events|app_id|theme\.css)"
 )
 BEAT = re.compile(rf"{GRADIO}/heartbeat/([\w-]+)")  # the connection that an open page keeps
 JOIN, RUN = f"{GRADIO}/queue/join", f"{GRADIO}/run/predict"  # events that wait for their turn, and that do not
@@ -69,24 +69,24 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path, method = scope["path"], scope["method"]
+        path, method = scope["path"].rstrip("/") or "/", scope["method"]  # Gradio's script calls with and without
         if method in ("GET", "HEAD") and READ.fullmatch(path):
             await self.app(scope, receive, send)
         elif method == "GET" and (beat := BEAT.fullmatch(path)):
             with self.sessions.present(beat[1]):
                 await self.app(scope, receive, send)
         elif method == "POST" and path in SENT:
-            await self._sent(scope, receive, send)
+            await self._sent(path, scope, receive, send)
         elif READ.fullmatch(path) or BEAT.fullmatch(path) or path in SENT:
             await ApiError(f"{method} is not for this address", 405).response()(scope, receive, send)
         else:
             refusal = ApiError(f"there is no {path:.100}", 404, code="unknown_url")
             await refusal.response()(scope, receive, send)
 
-    async def _sent(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _sent(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """What comes with a body."""
         try:
-            request, path = Request(scope, receive), scope["path"]
+            request = Request(scope, receive)
             answer = await self._upload(request) if path == UPLOAD else None
             body = b"" if answer else json.dumps(self._checked(path, await _json(request))).encode()
         except HTTPException as error:

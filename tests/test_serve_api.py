@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from serve_fakes import (
     CHAT,
+    SPEECH,
     FakeEngine,
     Running,
     ask,
@@ -90,6 +91,13 @@ def test_the_openai_client_has_text_spoken(engine, kind):
         content = client.audio.speech.create(model="tts-1", voice="alloy", input="Hello.", response_format=kind).content
     seconds = len(content) / 48_000 if kind == "pcm" else len(audio.decode(content)) / 16_000
     assert seconds == pytest.approx(0.1, abs=0.06)  # mp3 and opus pad
+
+
+@pytest.mark.parametrize("voice", ["default", "nova", "shimmer", "ash", "marin"])
+def test_openais_voices_are_the_servers_own(client, voice):
+    given = {"model": "tts-1", "input": "Hi."}
+    said, own = (client.post(SPEECH, json={**given, "voice": name}).content for name in (voice, "hum:low"))
+    assert said == own and len(own) > 100
 
 
 def test_the_openai_client_has_speech_written_down(engine, monkeypatch):

@@ -284,3 +284,26 @@ def test_a_seed_repeats_and_top_p_keeps_to_the_likely():
     sampler = row(temperature=1.0, top_p=0.6, seed=1)
     assert {sampler.choose(logits) for _ in range(200)} == {0, 1}
     assert row().choose(logits) == 0
+
+
+# ---- recordings that come again
+
+
+def test_a_recording_that_comes_again_is_not_heard_again(chat, monkeypatch):
+    clips = [part for one in (spoken(0.7), spoken(2.5), spoken(0.3)) for part in one[0]["content"]]
+    turns = [{"role": "user", "content": [clip]} for clip in clips]
+    answer = {"role": "assistant", "content": "Yes."}
+    talks = [turns[:1], [turns[0], answer, turns[1]], [turns[0], answer, turns[1], answer, turns[2]], turns[:1]]
+    fresh = [ChatModel(chat.model, chat.processor).chat(talk, max_new_tokens=12).text for talk in talks]
+    n_heard = []
+    own = chat._encode
+    monkeypatch.setattr(chat, "_encode", lambda waves: n_heard.append(len(waves)) or own(waves))
+    chat._heard.clear()
+    assert [chat.chat(talk, max_new_tokens=12).text for talk in talks] == fresh
+    assert n_heard == [1, 1, 1, 0]
+    assert [len(e) for e in chat.encode([clips[0]["audio"]] * 2)] == [len(list(chat._heard.values())[-1])] * 2
+    monkeypatch.setattr("llasm.chat.KEPT_TOKENS", sum(map(len, chat._heard.values())) - 1)
+    chat.encode([clips[1]["audio"]])
+    assert len(chat._heard) < 3  # the one that rested longest is gone
+    monkeypatch.setattr("llasm.chat.KEPT_TOKENS", 0)
+    assert len(chat.encode([clips[1]["audio"]])[0]) and not chat._heard

@@ -27,6 +27,7 @@ class Page:
     def __init__(self, client):
         self.client = client
         config = client.get("/config").json()
+        assert config["connect_heartbeat"]  # by which the server sees that the page is there
         self.events = {tuple(target): d["id"] for d in config["dependencies"] for target in d["targets"]}
         self.ids = {c["props"].get("elem_id"): c["id"] for c in config["components"]}
         self.load = next(d["id"] for d in config["dependencies"] if d["targets"][0][1] == "load")
@@ -46,7 +47,7 @@ class Page:
 
     def call(self, name, data, **others):
         body = {"component_id": self.ids["wire"], "fn_name": name, "session_hash": SESSION, "data": data, **others}
-        return self.client.post(CALL, json=body)
+        return self.client.post(f"{CALL}/", json=body)  # as Gradio's script does
 
     def told(self) -> str:
         """All updates of the events that are running."""

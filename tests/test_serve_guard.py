@@ -162,3 +162,14 @@ def test_what_is_fetched_comes_from_the_checked_address_without_redirects(monkey
         assert f"Host: example.org:{port}" in seen[0]
 
     asyncio.run(fetched())
+
+
+@pytest.mark.parametrize("others", ['foo={"a":1}', "x[1]=2", "a@b=1", "bad name=1", "é=1", "; ;", 'q="', "llasm"])
+def test_the_login_lasts_beside_the_cookies_of_other_servers(engine, others):
+    with client_of(engine, api_key=KEY) as client:
+        own = client.post("/login", data={"key": KEY}, follow_redirects=False).headers["set-cookie"].partition(";")[0]
+        client.cookies.clear()
+        for cookie in (f"{others}; {own}", f"{own}; {others}"):
+            headers = {"Cookie": cookie.encode("utf-8")}
+            assert client.get("/v1/models", headers=headers).status_code == 200, cookie
+        assert client.get("/v1/models", headers={"Cookie": others.encode()}).status_code == 401

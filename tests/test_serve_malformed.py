@@ -79,6 +79,8 @@ MALFORMED = {
     "10,000 parts": (CHAT, ask(*[{"type": "text", "text": "a"}] * 10_000), "at most 64"),
     "a book": (CHAT, ask("word " * 110_000), "hold 550000 characters; at most 500000"),
     "40 clips": (CHAT, ask(*[clip(flac(0.01))] * 40), "hold 40 clips; at most 32"),
+    "blank text": (CHAT, ask(" \n"), r"messages\[0\].content: is blank"),
+    "blank parts": (CHAT, ask({"type": "text", "text": ""}, {"type": "text", "text": " "}), "is blank"),
     "unknown part": (CHAT, ask({"type": "image_url", "image_url": {"url": "x"}}), "'image_url'.*'input_audio'"),
     "part without text": (CHAT, ask({"type": "text"}), r"content\[0\].text: field required"),
     "text number": (CHAT, ask({"type": "text", "text": 5}), r"content\[0\].text: .*not 5"),
@@ -193,6 +195,10 @@ def test_multipart_faults(client):
     for wrong in ({"response_format": "srt"}, {"stream": "true"}, {"temperature": "nan"}, {"temperature": "hot"}):
         answer = client.post(url, data={"model": "fake", **wrong}, files={"file": flac()})
         assert answer.status_code == 400 and answer.json()["error"]["param"] == next(iter(wrong))
+    twice = [("file", ("a.flac", flac())), ("file", ("b.flac", flac()))]
+    answer = client.post(url, data={"model": "fake"}, files=twice)
+    assert answer.status_code == 400 and answer.json()["error"]["message"] == "file: comes more than once"
+    assert client.post(SPEECH, json=aloud("...")).json()["error"]["param"] == "input"
     assert client.post(url, content=b"--x", headers={"Content-Type": "multipart/form-data"}).status_code == 400
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import os
@@ -17,11 +18,17 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from serve_fakes import FakeEngine, Running
+import uvicorn
+from serve_fakes import HERE, FakeEngine, FakeSpeaker, Running, ask, flac
 
+import llasm
 from llasm.cli import main
 from llasm.errors import LlasmError
+from llasm.serve.api import application
+from llasm.serve.engine import Draining
 from llasm.serve.remote import RemoteEngine
+from llasm.serve.server import _Server
+from llasm.serve.settings import Settings
 
 CLIP = Path("examples/france.wav")
 LONG = "Tell me a long story about a dog, with all its friends and everything that they did."
@@ -45,6 +52,7 @@ def test_an_engine_that_is_not_there_is_one_line(capsys):
 
 
 def test_a_missing_package_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(llasm, "serve", llasm.serve)  # set anew when it is imported anew
     for name in [name for name in sys.modules if name.startswith(("llasm.serve", "uvicorn"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
@@ -115,6 +123,39 @@ def test_a_client_that_leaves_is_noticed_by_the_other_server():
         assert not engine.running and front.serving.engine.load() == (0, 0)
 
 
+# ---- the end
+
+
+def test_a_drain_lets_a_transcription_of_several_segments_finish(monkeypatch):
+    """Newcomers are refused meanwhile, and the engine's own door shuts last."""
+    monkeypatch.setattr("llasm.vad.segments", lambda wave, seconds: [(0, 8_000), (8_000, 16_000), (12_000, 16_000)])
+    engine = FakeEngine(pace_s=0.05)
+    app, serving = application(engine, FakeSpeaker(), Settings())
+    ended: list[bool] = []
+    serving.hang_up = lambda: ended.append(serving.metrics.in_flight == 0 and engine.draining)
+    server = _Server(uvicorn.Config(app), serving, None)
+
+    async def run():
+        asked = {"data": {"model": "whisper-1"}, "files": {"file": ("a.flac", flac())}}
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url=HERE) as client:
+            listening = asyncio.create_task(client.post("/v1/audio/transcriptions", **asked))
+            while not engine.asked:
+                await asyncio.sleep(0.01)
+            serving.draining = True
+            draining = asyncio.create_task(server._drain())
+            refused = await client.post("/v1/chat/completions", json=ask("hi"))
+            with pytest.raises(Draining):
+                serving.newcomers.submit(engine.asked[0])  # as the page does
+            answer = await listening
+            await draining
+        return answer, refused
+
+    answer, refused = asyncio.run(run())
+    assert answer.status_code == 200 and len(engine.asked) == 3 and refused.status_code == 503
+    assert ended == [True] and server.should_exit
+
+
 # ---- the process
 
 
@@ -163,6 +204,13 @@ def test_sigterm_drains_and_a_second_signal_ends_at_once():
         assert ended == ["length"]  # it was let finish
         assert server.process.wait(timeout=10) == 0
         assert "Traceback" not in server.process.stderr.read()
+
+    with Process() as server, httpx.stream("GET", f"{server.url}/gradio_api/heartbeat/page") as page:
+        assert "ALIVE" in next(page.iter_text())  # a page is open
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=10) == 0 and time.monotonic() - began < 8
+        assert server.process.stderr.read() == ""
 
     with Process() as server:
         asking = threading.Thread(target=_try, args=[server])
