@@ -160,6 +160,13 @@ def ask(page, text):
     page.keyboard.press("Enter")
 
 
+def saved(page):
+    """The messages of the transcript that the page gives."""
+    with page.expect_download() as download:
+        page.click("[data-act=download]")
+    return json.loads(download.value.path().read_text(encoding="utf-8"))["messages"]
+
+
 def talk(page):
     """Presses the microphone, waits until its file has spoken and paused, and presses again."""
     page.evaluate("window.heard = 0")
@@ -203,13 +210,10 @@ def test_two_spoken_turns_then_text_and_a_recording(server, browser, tmp_path):
     page.keyboard.press("Enter")
     assert "Mars" in answered(page, 4)
 
-    with page.expect_download() as download:
-        page.click("[data-act=download]")
-    saved = json.loads(download.value.path().read_text(encoding="utf-8"))
-    check_messages(saved["messages"][:-1])
-    roles = [message["role"] for message in saved["messages"]]
-    assert roles == ["user", "assistant"] * 4
-    kinds = [part["type"] for message in saved["messages"][::2] for part in message["content"]]
+    messages = saved(page)
+    check_messages(messages[:-1])
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 4
+    kinds = [part["type"] for message in messages[::2] for part in message["content"]]
     assert kinds == ["audio", "audio", "text", "audio"]
 
     assert not [path for path in cache.rglob("*") if path.is_file()]  # no recording lies on the disk
@@ -364,7 +368,8 @@ def test_the_line_breaks_in_the_middle_of_an_answer(line, browser):
     answered(page, 2)  # … and the conversation is there again
     assert page.locator("#chat .user-row").first.inner_text().strip() == "My name is Bob."
     ask(page, "What is my name?")
-    assert "Bob" in answered(page, 3)
+    answered(page, 3)
+    assert [message["role"] for message in saved(page)] == ["user", "assistant"] * 3
     page.reload()
     page.wait_for_selector("#chat .examples")  # an ordinary reload begins a new one
 
@@ -438,7 +443,7 @@ def test_the_api_is_described_without_anything_from_elsewhere(server, browser):
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto(f"{server[0]}/docs")
-    page.wait_for_selector(".opblock-summary-path >> text=/v1/chat/completions")
+    page.wait_for_selector("[data-path='/v1/chat/completions']")
     assert all(url.startswith((server[0], "data:", "blob:")) for url in asked)
 
 
