@@ -3,8 +3,9 @@
     python benchmarks/serve_load.py [--clients 8] [--questions 3] [--tokens 64] [--repeats 10]
 
 Each client asks its own questions, one after the other; greedy, so that every text must equal the one that it gets
-alone. The time to the first token is of examples/france.wav, streamed; beside it stands that of `ChatModel.stream` in
-this process, measured once the server has ended.
+alone, from a server of its own. The time to the first token is of examples/france.wav, streamed, each time a sample
+longer, since the server does not hear a recording twice; beside it stands that of `ChatModel.stream` in this process,
+measured once the servers have ended.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 from serve_process import running
+
+from llasm import audio
+from llasm.serve.voice_files import encode
 
 CLIP = Path("examples/france.wav")
 TOPICS = (
@@ -37,15 +42,22 @@ TOPICS = (
 )
 
 
+def sound(n_more: int) -> dict[str, Any]:
+    """The clip with that many samples of silence behind it."""
+    wave = np.pad(audio.decode(CLIP), (0, n_more))
+    data = base64.b64encode(encode(wave, audio.SAMPLE_RATE, "wav")).decode()
+    return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+
+
 def messages_of(client: int, number: int) -> list[dict[str, Any]]:
     """Long answers of several kinds; every third question is spoken."""
     topic = TOPICS[(client * 5 + number) % len(TOPICS)]
     text = {"type": "text", "text": f"Write a long story about {topic}, number {client}."}
-    sound = {
-        "type": "input_audio",
-        "input_audio": {"data": base64.b64encode(CLIP.read_bytes()).decode(), "format": "wav"},
-    }
-    content = [sound, {"type": "text", "text": f"And then: a long story about {topic}."}] if number % 3 == 2 else [text]
+    content = (
+        [sound(client), {"type": "text", "text": f"And then: a long story about {topic}."}]
+        if number % 3 == 2
+        else [text]
+    )
     return [{"role": "user", "content": content}]
 
 
@@ -61,25 +73,16 @@ async def client_run(api: openai.AsyncOpenAI, model: str, client: int, n: int, t
     return texts, n_tokens
 
 
-async def load(url: str, n_clients: int, n: int, tokens: int) -> None:
+async def load(url: str, n_clients: int, n: int, tokens: int, together: bool) -> tuple[list[list[str]], float]:
+    """(texts of each client, tokens a second of all)."""
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=600) as api:
         model = (await api.models.list()).data[0].id
         await client_run(api, model, 0, 1, 8)  # warm
-        alone: list[list[str]] = []
-        started, n_alone = time.perf_counter(), 0
-        for client in range(n_clients):
-            texts, new = await client_run(api, model, client, n, tokens)
-            alone.append(texts)
-            n_alone += new
-        one = n_alone / (time.perf_counter() - started)
         started = time.perf_counter()
-        found = await asyncio.gather(*(client_run(api, model, client, n, tokens) for client in range(n_clients)))
-        many = sum(new for _, new in found) / (time.perf_counter() - started)
-        same = sum(
-            a == b for (texts, _), own in zip(found, alone, strict=True) for a, b in zip(texts, own, strict=True)
-        )
-        print(f"1 client: {one:.1f} tokens/s; {n_clients} clients: {many:.1f} tokens/s; {many / one:.2f} times")
-        print(f"texts equal to those alone: {same} of {n_clients * n}")
+        runs = [client_run(api, model, client, n, tokens) for client in range(n_clients)]
+        found = await asyncio.gather(*runs) if together else [await run for run in runs]
+        seconds = time.perf_counter() - started
+    return [texts for texts, _ in found], sum(new for _, new in found) / seconds
 
 
 def first_over_http(url: str, repeats: int) -> float:
@@ -87,9 +90,8 @@ def first_over_http(url: str, repeats: int) -> float:
     times = []
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as api:
         model = api.models.list().data[0].id
-        data = base64.b64encode(CLIP.read_bytes()).decode()
-        content: Any = [{"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}]
         for run in range(repeats + 2):  # the first two warm up
+            content: Any = [sound(run)]
             started = time.perf_counter()
             with api.chat.completions.create(
                 model=model, messages=[{"role": "user", "content": content}], stream=True, max_tokens=4
@@ -125,9 +127,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="length of an answer")
     parser.add_argument("--repeats", type=int, default=10)
     args = parser.parse_args()
+    asked = (args.clients, args.questions, args.tokens)
     with running() as server:
         http = first_over_http(server.url, args.repeats)
-        asyncio.run(load(server.url, args.clients, args.questions, args.tokens))
+        alone, one = asyncio.run(load(server.url, *asked, together=False))
+    with running() as server:
+        texts, many = asyncio.run(load(server.url, *asked, together=True))
+    same = sum(a == b for two in zip(texts, alone, strict=True) for a, b in zip(*two, strict=True))
+    print(f"1 client: {one:.1f} tokens/s; {args.clients} clients: {many:.1f} tokens/s; {many / one:.2f} times")
+    print(f"texts equal to those alone: {same} of {args.clients * args.questions}")
     own = first_in_process(args.repeats)
     print(f"first token: {http:.0f} ms over HTTP, {own:.0f} ms in process, ratio {http / own:.2f}")
 

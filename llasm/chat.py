@@ -11,7 +11,6 @@ Shapes: A clips of at most 30 s over the whole batch, L prompt positions, H LLM 
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -33,7 +32,6 @@ Messages = list[Message]
 
 ROLES = ("system", "user", "assistant")
 MAX_NEW_TOKENS = 256
-KEPT_TOKENS = 8_192  # of recordings that may come again: about a conversation's context
 ENCODE_BATCH = 16  # clips encoded at once: 8 minutes of audio at most
 
 
@@ -84,7 +82,6 @@ class ChatModel:
     def __init__(self, model: Any, processor: Any, name: str = "") -> None:
         self.model, self.processor, self.name = model, processor, name
         self.load_ms = 0.0
-        self._heard: dict[bytes, Tensor] = {}  # hash of a wave → its embeddings, the latest last
 
     def chat(self, messages: Messages, **generation: Any) -> Reply:
         """One answer. generation: max_new_tokens (256), temperature (0: greedy), top_p (1), seed."""
@@ -110,23 +107,6 @@ class ChatModel:
 
     def encode(self, waves: list[audio.Wave]) -> list[Tensor]:
         """Waves (16 kHz, any length) → the embeddings that stand for each in the prompt, [n_tokens, H]."""
-        keys = [hashlib.blake2b(wave.tobytes()).digest() for wave in waves]
-        new = {key: wave for key, wave in zip(keys, waves, strict=True) if key not in self._heard}
-        found = dict(zip(new, self._encode(list(new.values())), strict=True))
-        embeddings = [found[key] if key in found else self._heard[key] for key in keys]
-        self._keep(dict(zip(keys, embeddings, strict=True)))
-        return embeddings
-
-    def _keep(self, heard: dict[bytes, Tensor]) -> None:
-        """Recordings come again with each turn of their conversation; those that rested longest go first."""
-        for key, embedding in heard.items():
-            self._heard.pop(key, None)
-            self._heard[key] = embedding
-        n_tokens = sum(map(len, self._heard.values()))
-        while n_tokens > KEPT_TOKENS:
-            n_tokens -= len(self._heard.pop(next(iter(self._heard))))
-
-    def _encode(self, waves: list[audio.Wave]) -> list[Tensor]:
         chunks = [audio.chunk(wave) for wave in waves]
         mels = [features.mel(self.processor.feature_extractor, c) for pieces in chunks for c in pieces]
         embeddings: list[Tensor] = []

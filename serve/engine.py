@@ -19,6 +19,7 @@ from llasm.chat import MAX_NEW_TOKENS, ChatModel, Messages, Reply, check_generat
 from llasm.errors import LlasmError
 
 from .batch import Batch, Row
+from .recall import RecallingChat
 
 MAX_BATCH = 16  # rows answered at once; more only make each slower on a CPU
 MAX_WAITING = 64
@@ -141,8 +142,8 @@ class LocalEngine:
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         self.name, self.max_waiting, self.timeout_s = name, max_waiting, timeout_s
-        self._chat, self._max_batch = chat, max_batch
-        self._batch = Batch(chat)
+        self._chat, self._max_batch = RecallingChat(chat), max_batch
+        self._batch = Batch(self._chat)
         self._running: dict[Row, _Waiting] = {}
         self._waiting: deque[_Waiting] = deque()
         self._n_joining = 0  # neither waiting nor running

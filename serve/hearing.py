@@ -18,6 +18,7 @@ from torch import nn
 from llasm.chat import ChatModel
 
 from .engine import Request
+from .recall import RecallingChat
 from .remote import Heard, RemoteEngine
 
 
@@ -27,7 +28,7 @@ class HearingEngine(RemoteEngine):
     def __init__(self, chat: ChatModel, url: str, **options: Any) -> None:
         super().__init__(url, **options)
         chat.model.model.language_model.layers = nn.ModuleList()  # the server has them: their memory is free here
-        self._chat = chat
+        self._chat = RecallingChat(chat)
         self._ears = asyncio.Lock()  # one request at a time: each takes all cores
 
     async def _open(self, request: Request, heard: Heard) -> Any:

@@ -13,6 +13,7 @@ from llasm.chat import ChatModel
 from llasm.errors import LlasmError
 from llasm.serve.batch import Batch, Row
 from llasm.serve.engine import Busy, Draining, LocalEngine, Request, TimedOut
+from llasm.serve.recall import RecallingChat
 
 
 @pytest.fixture(scope="module")
@@ -296,14 +297,18 @@ def test_a_recording_that_comes_again_is_not_heard_again(chat, monkeypatch):
     talks = [turns[:1], [turns[0], answer, turns[1]], [turns[0], answer, turns[1], answer, turns[2]], turns[:1]]
     fresh = [ChatModel(chat.model, chat.processor).chat(talk, max_new_tokens=12).text for talk in talks]
     n_heard = []
-    own = chat._encode
-    monkeypatch.setattr(chat, "_encode", lambda waves: n_heard.append(len(waves)) or own(waves))
-    chat._heard.clear()
-    assert [chat.chat(talk, max_new_tokens=12).text for talk in talks] == fresh
+    encode = ChatModel.encode
+    monkeypatch.setattr(ChatModel, "encode", lambda self, waves: n_heard.append(len(waves)) or encode(self, waves))
+    recalling = RecallingChat(chat)
+    assert [recalling.chat(talk, max_new_tokens=12).text for talk in talks] == fresh
     assert n_heard == [1, 1, 1, 0]
-    assert [len(e) for e in chat.encode([clips[0]["audio"]] * 2)] == [len(list(chat._heard.values())[-1])] * 2
-    monkeypatch.setattr("llasm.chat.KEPT_TOKENS", sum(map(len, chat._heard.values())) - 1)
-    chat.encode([clips[1]["audio"]])
-    assert len(chat._heard) < 3  # the one that rested longest is gone
-    monkeypatch.setattr("llasm.chat.KEPT_TOKENS", 0)
-    assert len(chat.encode([clips[1]["audio"]])[0]) and not chat._heard
+    assert torch.equal(*recalling.encode([clips[0]["audio"]] * 2))
+    one, two = (len(encode(chat, [clip["audio"]])[0]) for clip in clips[:2])
+    monkeypatch.setattr("llasm.serve.recall.KEPT_TOKENS", one + two)
+    recalling.encode([clips[1]["audio"]])  # so that the third has rested longest
+    n_heard.clear()
+    for number in (0, 1, 2):
+        recalling.encode([clips[number]["audio"]])
+    assert n_heard == [0, 0, 1]
+    monkeypatch.setattr("llasm.serve.recall.KEPT_TOKENS", 0)
+    assert len(recalling.encode([clips[1]["audio"]])[0]) and recalling.encode([]) == []
