@@ -362,6 +362,7 @@ window.llasm = (() => {
   document.addEventListener("focusin", editPlainly);
 
   document.addEventListener("click", (event) => {
+    if (event.target.closest("#chat [aria-label=Undo]")) focusBox();  // where the question goes back to
     const button = event.target.closest("[data-replay], .voice button, [data-copy], [data-act], [data-clear]");
     if (!button) return;
     if ("clear" in button.dataset) stop(true);
