@@ -146,11 +146,13 @@ def plain(text: str) -> str:
     return _MARKUP.sub(r"\\\g<0>", kept)
 
 
-def caption(facts: list[str], replay: int | None = None) -> str:
-    """HTML of the small line below an answer; replay: the answer that its button plays again."""
-    button = f'<button type="button" data-replay="{replay}" aria-label="Play the answer again">▶ Play</button>'
+def caption(facts: list[str], replay: int | None = None, copies: bool = False) -> str:
+    """HTML of the small line below an answer; its buttons play the answer `replay` again, and copy the text."""
+    play = f'<button type="button" data-replay="{replay}" aria-label="Play the answer again">▶ Play</button>'
+    copy = '<button type="button" data-copy aria-label="Copy the answer">Copy</button>'
+    buttons = (play if replay is not None else "") + (copy if copies else "")
     shown = html.escape(" · ".join(facts))
-    return f'<div class="caption">{button if replay is not None else ""}<span>{shown}</span></div>'
+    return f'<div class="caption">{buttons}<span>{shown}</span></div>'
 
 
 def player(wave: audio.Wave) -> str:

@@ -67,7 +67,7 @@ def build(host: Host, max_new_tokens: int) -> gr.Blocks:
             with gr.Row(elem_id="bar"):
                 parts["mic"] = gr.HTML(
                     html_template=_html("mic"),
-                    js_on_load="llasm.microphone(() => trigger('submit'), () => trigger('input'));",
+                    js_on_load="llasm.microphone(() => trigger('submit'));",
                     elem_id="mic",
                     min_width=0,
                 )
@@ -116,7 +116,7 @@ def _chat() -> gr.Chatbot:
         scale=1,
         height="100%",
         editable="user",
-        buttons=["copy"],
+        buttons=[],  # Gradio's Copy goes once there is a caption: such a row is not all text; ours is in the caption
         placeholder=_html("welcome"),
         examples=examples,  # type: ignore[arg-type]
     )
@@ -197,10 +197,7 @@ class _Page:
         resumed = [self.wire, self.chat, self.status]
         blocks.unload(lambda: None)  # has the page keep a connection, by which the gate sees that it is there
         blocks.load(self.opened, self.wire, resumed, js="() => [llasm.resume()]", **now)
-        # In the browser alone: the names of attached files, and the box as it was when the server is lost.
-        self.box.change(None, self.box, None, js="(given) => llasm.named(given)", **now)
-        ready = "() => ({__type__: 'update', submit_btn: true, stop_btn: false})"
-        parts["mic"].input(None, None, self.box, js=ready, **now)
+        self.box.change(None, self.box, None, js="(given) => llasm.named(given)", **now)  # the attached files' names
 
     def tab(self, request: gr.Request) -> tuple[Tab, dict[Any, Any]]:
         """The request's tab; where it is not known, a new one with the updates that tell its page so."""

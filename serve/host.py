@@ -237,7 +237,8 @@ def _caption(talk: Conversation, asked: list[Said], said: Said, speaks: bool) ->
         facts.append("stopped")
     elif reply is None:
         facts.append("not answered")
-    return caption(facts, said.id if speaks and said.text.strip() else None)
+    has_text = bool(said.text.strip())
+    return caption(facts, said.id if speaks and has_text else None, copies=has_text)
 
 
 def _kindly(error: Exception) -> str:

@@ -130,7 +130,9 @@ def browser(tmp_path_factory):
                 ],
             )
             opened.append(chromium)
-            context = chromium.new_context(permissions=["microphone"], accept_downloads=True, **options)
+            context = chromium.new_context(
+                permissions=["microphone", "clipboard-read", "clipboard-write"], accept_downloads=True, **options
+            )
             page = context.new_page()
             page.set_default_timeout(ANSWER_MS)
             page.faults = []
@@ -266,6 +268,9 @@ def test_stop_retry_edit_undo_and_new(server, browser):
     page.wait_for_selector("#box .stop-button")
     page.wait_for_selector("#box .submit-button")
     assert answered(page, 1).split("\n")[0] == edited.split("\n")[0]  # greedy
+    page.click("#chat [data-copy]")
+    page.wait_for_function("() => document.querySelector('[data-copy]').textContent === 'Copied'")
+    assert page.evaluate("navigator.clipboard.readText()").split("\n")[0] == edited.split("\n")[0]
 
     page.click("#chat [aria-label=Undo]")
     page.wait_for_function("() => !document.querySelector('#chat .message-row')")

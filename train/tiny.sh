@@ -28,7 +28,7 @@ started = time.perf_counter()
 for _ in range(30):
     a @ a
 factor = 180 / (30 * 2 * 1024**3 / (time.perf_counter() - started) / 1e9)
-steps = {"speak": 95, "encode": 90, "ground": 120, "answer": 25, "align": 20, "chat": 20, "evals": 40}
+steps = {"speak": 95, "encode": 90, "ground": 120, "answer": 40, "align": 20, "chat": 20, "evals": 40}
 for name, minutes in steps.items():
     print(f"{name:10} about {minutes * factor:5.0f} min")
 print(f"{'all':10} about {sum(steps.values()) * factor / 60:5.1f} h; 30 GB of disk", flush=True)
