@@ -49,7 +49,7 @@ def application(engine: Engine, speaker: Speaker, settings: Settings, page: bool
         host = Host(serving.newcomers, speaker, settings.max_audio_seconds)
         mounted = gate.mount(api, host, settings.max_new_tokens, settings.max_body_bytes)
         _errors(mounted)
-        serving.hang_up = mounted.stop_event.set
+        serving.page_ends = [mounted.stop_event.set, host.sessions.end]
     app: App = Guard(api, settings.api_key, settings.host_names, settings.max_body_bytes)
     return Observed(app, serving.metrics, settings.max_batch + settings.max_waiting), serving
 

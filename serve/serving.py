@@ -40,8 +40,8 @@ class Serving:
         self.draining = False
         self.newcomers: Engine = _Newcomers(self)
         """The engine, for who has no open request of the API."""
-        self.hang_up: Callable[[], None] = lambda: None
-        """Ends the connections that open pages keep."""
+        self.page_ends: list[Callable[[], None]] = []
+        """What ends the connections that open pages keep, and their conversations."""
 
     def check_model(self, name: str, *others: str) -> None:
         if name not in (self.engine.name, *others):
@@ -51,6 +51,10 @@ class Serving:
     def check_open(self) -> None:
         if self.draining:
             raise Draining
+
+    def hang_up(self) -> None:
+        for end in self.page_ends:
+            end()
 
 
 class _Newcomers:

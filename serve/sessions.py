@@ -66,6 +66,11 @@ class Sessions:
             if tab.ending is not None:
                 tab.ending.cancel()
 
+    def end(self) -> None:
+        """Of all tabs, with the server."""
+        for session in list(self._tabs):
+            self.close(session)
+
     def of(self, session: str) -> Tab | None:
         """None where there is no such tab: it was away for too long, or the server has been started anew."""
         tab = self._tabs.get(session)

@@ -167,5 +167,6 @@ class Running:
         return self
 
     def __exit__(self, *_):
+        self.serving.hang_up()
         self.server.should_exit = True
         self.thread.join()
