@@ -13,7 +13,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from llasm import audio
 from llasm.errors import LlasmError
+from llasm.spread import single_threaded
 
 Encode = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Mels [A, mels, M] and mask [A, M] → frames [A, T, D] and how many of them are real [A]."""
@@ -171,11 +172,13 @@ class FeatureCache:
         progress: Callable[[int], Any] = lambda n: None,
         batch_seconds: float = 16.0,
         name_of: Callable[[str], str | None] = lambda key: None,
+        n_encoders: int = 1,
     ) -> None:
         """Encodes the clips (key, audio file bytes) that are missing; `name_of` a key is what an error calls its clip.
 
         Threads decode and make the mels of the next window while this one is encoded. Clips are sorted by
-        length inside a window and joined to batches of `batch_seconds` (padding included).
+        length inside a window and joined to batches of `batch_seconds` (padding included). With several `n_encoders`
+        that many batches are encoded at once, each on one core: on CPUs faster than all cores on one batch.
         """
 
         def prepare(clip: tuple[str, bytes]) -> tuple[str, Tensor]:
@@ -189,13 +192,19 @@ class FeatureCache:
                     yield key, data
 
         rest = missing()
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, self._writer() as write:
+        with (
+            single_threaded() if n_encoders > 1 else nullcontext(),
+            ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+            ThreadPoolExecutor(n_encoders, "encode", torch.set_num_threads, (torch.get_num_threads(),)) as encoders,
+            self._writer() as write,
+        ):
             window = [pool.submit(prepare, clip) for clip in islice(rest, self.WINDOW)]
             while window:
                 following: list[Future] = [pool.submit(prepare, clip) for clip in islice(rest, self.WINDOW)]
                 ready = sorted((future.result() for future in window), key=lambda item: item[1].shape[1])
-                for batch in _batches(ready, batch_seconds):
-                    out, counts = encode(*pad_mels([m for _, m in batch]))
+                batches = list(_batches(ready, batch_seconds))
+                padded = (pad_mels([m for _, m in batch]) for batch in batches)
+                for batch, (out, counts) in zip(batches, encoders.map(lambda mels: encode(*mels), padded)):
                     for (key, _), rows, n in zip(batch, out, counts.tolist(), strict=True):
                         write(key, rows[:n])
                     progress(len(batch))

@@ -164,6 +164,12 @@ def test_each_answer_has_one_teacher(bases, spoken, tmp_path):
     wanted = stage(**batch)
     alone = stage(**collate([(silent, 0)]))
     assert float(alone["kl"]) == 0 < float(alone["ce"]) and float(wanted["kl"]) > 0
+    for by_ce, learned in ((False, "kl"), (True, "ce")):  # LoRA learns to repeat from the words themselves
+        repeat = SpokenCollator(
+            Cache(), Renderer(processor, {0}), processor.tokenizer, weights, repeat_share=1, repeats_by_ce=by_ce
+        )([(said, 0)])
+        assert repeat["counts"][learned] == repeat["spoken"][0].learned.sum() > len("hello")
+        assert float(stage(**repeat)[learned]) > 0
 
 
 @pytest.mark.parametrize("name", ["swiglu", "mlp", "linear", "conv"])

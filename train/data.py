@@ -192,11 +192,13 @@ def encode_missing(
                         names[key] = f"{where}: row {row['id']!r}"
                         yield key, clip["bytes"]
 
-    with torch.inference_mode(), tqdm(total=len(keys), desc="encode", unit="clip", disable=rank > 0) as bar:
+    with tqdm(total=len(keys), desc="encode", unit="clip", disable=rank > 0) as bar:
         device = next(model.parameters()).device
-        seconds = CPU_BATCH_SECONDS if device.type == "cpu" else GPU_BATCH_SECONDS
+        on_cpu = device.type == "cpu"
+        seconds = CPU_BATCH_SECONDS if on_cpu else GPU_BATCH_SECONDS
+        n_encoders = max(1, torch.get_num_threads() // n_ranks) if on_cpu else 1
         encode = encoder_of(model, device)
-        cache.add_all(clips(), processor.feature_extractor, encode, bar.update, seconds, names.get)
+        cache.add_all(clips(), processor.feature_extractor, encode, bar.update, seconds, names.get, n_encoders)
 
 
 def encoder_of(model: Any, device: Any) -> Any:
@@ -206,6 +208,7 @@ def encoder_of(model: Any, device: Any) -> Any:
     """
     tower = copy.deepcopy(model.model.audio_tower).to(torch.bfloat16)
 
+    @torch.inference_mode()
     def encode(mels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         frames = tower(mels.to(device), mask.to(device)).last_hidden_state
         return frames.cpu(), mask.sum(1) // 2

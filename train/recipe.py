@@ -35,7 +35,7 @@ class Losses:
     """KL to the same LLM, without LoRA, that reads the transcript (align 1)."""
     ce: float | None = None
     """Cross-entropy of the assistant's turns (chat 1); beside `kl` only of those that answer sound without speech
-    (align 1)."""
+    (align 1), and of what LoRA is to repeat."""
     guard: float | None = None
     """KL to the LLM without LoRA on typed text that it wrote itself, so that typed chat stays as it was (chat 1)."""
 
@@ -117,8 +117,9 @@ class Recipe:
     """Random tokens beside the batch's own in the vocabulary that CTC is computed over."""
     temperature: float = 2.0
     """Temperature of both distributions in `kl` (AZeroS and Ultravox use 2)."""
-    repeat_share: float = 0.15
-    """align: share of samples that ask to repeat what was said instead of answering it."""
+    repeat_share: float | None = None
+    """align and chat: share of samples that ask to repeat what was said instead of answering it (align 0.15, chat
+    0). LoRA learns them by `ce`, since a small LLM repeats badly even what it reads; align, without LoRA, by `kl`."""
     held_out: int = 256
     """Rows kept aside for the held-out figures (drawn by id)."""
     n_examples: int = 4
@@ -179,6 +180,11 @@ class Recipe:
         if not path.is_file():
             raise LlasmError(f"recipe: chat_template {self.chat_template!r} is neither llama2 nor a file")
         return path.read_text(encoding="utf-8")
+
+    @property
+    def share_repeated(self) -> float:
+        """`repeat_share`, or the stage's own."""
+        return (0.15 if self.stage == "align" else 0.0) if self.repeat_share is None else self.repeat_share
 
     @property
     def loss_weights(self) -> dict[str, float]:

@@ -94,7 +94,8 @@ def _run(recipe: Recipe, output: Path, plan: Plan, snapshot: str | None, rank: i
     cache = _encoded(recipe, model, processor, plan.samples, arguments)
     seen, held_out = split(plan.samples, recipe.held_out, recipe.seed)
     weights = dict(recipe.loss_weights)
-    if weights["kl"] and not any(sample.silent for sample in plan.samples):
+    repeats_by_ce = recipe.stage == "chat" and recipe.share_repeated
+    if weights["kl"] and not repeats_by_ce and not any(sample.silent for sample in plan.samples):
         weights["ce"] = 0.0  # nothing to learn by it
     stage, collator, eval_collator = _stage(recipe, weights, model, processor, peft, cache)
     set_seed(recipe.seed)  # the same draws whether the guard's text had to be written or not
@@ -239,11 +240,13 @@ def _stage(
     if weights["guard"]:
         with peft.disable_adapter():
             guards = guard_texts(model, processor, renderer)
-    repeat_share = recipe.repeat_share if recipe.stage == "align" else 0.0
     collator, eval_collator = (
-        SpokenCollator(cache, renderer, processor.tokenizer, weights, repeat_share, recipe.seed, guard, share)
+        SpokenCollator(
+            cache, renderer, processor.tokenizer, weights, recipe.share_repeated, recipe.seed, guard, share,
+            repeats_by_ce=recipe.stage == "chat",
+        )
         for guard, share in zip(guards, (GUARD_SHARE, 1.0), strict=True)
-    )
+    )  # fmt: skip
     return SpokenModel(model, weights, recipe.temperature, recipe.n_negatives, peft), collator, eval_collator
 
 

@@ -4,8 +4,8 @@
   the same answer, its own; the loss is the KL divergence between their next-token distributions on it, the end of turn
   included, softened by a temperature (DiVA, arXiv 2410.02678, section 3). A share of the samples asks to repeat what
   was said instead, so that the words themselves are carried.
-- `ce` (chat): cross-entropy of the assistant's turns; beside `kl` of those only that answer sound without speech, which
-  no teacher could read.
+- `ce` (chat): cross-entropy of the assistant's turns; beside `kl` of those only that have no teacher: answers to sound
+  without speech, which it could not read, and what LoRA is to repeat, which a small LLM cannot do even with text.
 - `guard` (chat): KL to the LLM without LoRA on typed text of its own, so that typed chat stays as it was.
 - `ctc`: keeps the aligner among the LLM's word embeddings.
 
@@ -74,20 +74,23 @@ class SpokenCollator:
         seed: int = 0,
         guard: list[Rendered] | None = None,
         guard_share: float = GUARD_SHARE,
+        repeats_by_ce: bool = False,
     ) -> None:
         """guard: texts of which a sample brings one along, with the probability `guard_share`."""
         self.cache, self.renderer, self.tokenizer = cache, renderer, tokenizer
         self.weights, self.repeat_share, self.seed = weights, repeat_share, seed
-        self.guard, self.guard_share = guard or [], guard_share
+        self.guard, self.guard_share, self.repeats_by_ce = guard or [], guard_share, repeats_by_ce
 
     def __call__(self, samples: list[tuple[Sample, int]]) -> dict[str, Any]:
         """samples: each with its epoch."""
-        batch: dict[str, Any] = {"spoken": [], "typed": [], "targets": [], "worded": [], "guard": []}
+        batch: dict[str, Any] = {"spoken": [], "typed": [], "targets": [], "taught": [], "guard": []}
         frames: list[Tensor] = []
         for sample, _ in samples:
             messages, truncated = sample.messages, sample.truncated
+            repeats = False
             if self.repeat_share and sample.keys:
                 messages, truncated = as_repetition(sample, self.repeat_share, self.seed)
+                repeats = messages is not sample.messages
             spoken = self.renderer(messages, truncated)
             batch["spoken"].append(spoken)
             n_audios = sum(part["type"] == "audio" for m in messages for part in m["content"])
@@ -101,7 +104,7 @@ class SpokenCollator:
             known = [bool(text) or sample.silent for text in sample.texts[:n_audios]]
             pairs = zip(ids, known, strict=True)
             batch["targets"] += [torch.tensor(i, dtype=torch.long) if known else None for i, known in pairs]
-            batch["worded"].append(not sample.silent)
+            batch["taught"].append(not sample.silent and not (repeats and self.repeats_by_ce))
         # Under ZeRO-3 all processes gather the same layers, so a part of the loss that one batch has nothing for is
         # computed all the same, on a stand-in that weighs nothing.
         batch["has_audio"] = bool(frames)
@@ -123,7 +126,7 @@ class SpokenCollator:
     def _counts(self, batch: dict[str, Any]) -> dict[str, int]:
         """Tokens that each part of the loss is a mean over, and all that the LLM reads."""
         answers = [int(r.learned.sum()) for r in batch["spoken"]]
-        kl = sum(n for n, worded in zip(answers, batch["worded"], strict=True) if worded)
+        kl = sum(n for n, taught in zip(answers, batch["taught"], strict=True) if taught)
         ce = sum(answers) - kl if self.weights["kl"] else sum(answers)
         said = sum(len(target) for target in batch["targets"] if target is not None)
         guard = sum(len(r.ids) - 1 for r in batch["guard"])
@@ -155,12 +158,12 @@ class SpokenModel(nn.Module):
         frames: Tensor,
         n_frames: Tensor,
         targets: list[Tensor | None],
-        worded: list[bool],
+        taught: list[bool],
         counts: dict[str, Any],
         has_audio: bool = True,
         has_guard: bool = True,
     ) -> dict[str, Tensor]:
-        """The loss and its parts; each part is divided by `counts` of its tokens."""
+        """The loss and its parts; each part is divided by `counts` of its tokens. taught: which rows `kl` has."""
         parts: dict[str, Tensor] = {}
         audio, n_heard = self._hear(frames, n_frames, targets, parts)
         idle = 0.0 * audio.sum()  # a graph even where no clip was heard as a token
@@ -171,9 +174,9 @@ class SpokenModel(nn.Module):
             with torch.no_grad(), self._without_lora():
                 teacher, _ = self._answer_states(typed, None, [])
             lengths = torch.tensor([int(row.learned.sum()) for row in spoken])
-            with_words = torch.tensor(worded).repeat_interleave(lengths).to(hidden.device)
-            parts["kl"] = self._over_rows(self._kl(self.temperature), hidden[with_words], teacher[with_words])
-            hidden, answers = hidden[~with_words], answers[~with_words]
+            by_kl = torch.tensor(taught).repeat_interleave(lengths).to(hidden.device)
+            parts["kl"] = self._over_rows(self._kl(self.temperature), hidden[by_kl], teacher[by_kl])
+            hidden, answers = hidden[~by_kl], answers[~by_kl]
         if self.weights["ce"]:
             parts["ce"] = self._over_rows(self._cross_entropy, hidden, answers)
         if self.weights["guard"]:
