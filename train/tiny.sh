@@ -35,7 +35,7 @@ print(f"{'all':10} about {sum(steps.values()) * factor / 60:5.1f} h; 30 GB of di
 PY
 
 "$bin/python" -m llasm.data_gen.prompts "$data/text" data/tiny/prompts --wordnet "$wordnet" --speech "$data/speech" \
-    --align 5000 --chat 3000
+    --ground 84000 --align 3000 --chat 2500
 "$bin/llasm" data build tiny_ground
 "$bin/llasm" data build tiny_voices --vary.noise "$noise"
 "$bin/llasm" data build tiny_people --vary.noise "$noise"
@@ -47,10 +47,12 @@ PY
 [ -d llasm-tiny ] || "$bin/llasm" export --model runs/tiny_default_chat --format adapter --output llasm-tiny
 
 # The figures of the card.
-ask() { [ -f "evals/$1/report.md" ] || "$bin/llasm" eval --model llasm-tiny --out "evals/$1" --resume --voice piper "${@:2}"; }
-ask devtest --task webquestions --data "$data/text/qa/webquestions_devtest.jsonl" --conditions speech,text,cascade
-ask trivia --task custom --data data/tiny/prompts/trivia.jsonl --conditions speech,text,cascade
-ask noise --task custom --data data/tiny/prompts/trivia.jsonl --snr 10 --noise "$data/noise/noise_misc"
-ask repeat --task transcription --data data/tiny/prompts/speech_heldout.jsonl --conditions speech,cascade
-ask follow_up --task follow_up --conditions speech,text,cascade
-ask other --task no_speech,typed
+ask() {
+    [ -f "evals/$1/report.md" ] || "$bin/llasm" eval --model llasm-tiny --voice piper --out "evals/$1" --resume "${@:2}"
+}
+noisy=(--snr 10 --noise "$data/noise/noise_misc")
+ask devtest --task webquestions --data "$data/text/qa/webquestions_devtest.jsonl" "${noisy[@]}"
+ask trivia --task custom --data data/tiny/prompts/trivia.jsonl "${noisy[@]}" --latency_items 0
+ask repeat --task transcription --data data/tiny/prompts/speech_heldout.jsonl --conditions speech,cascade --latency_items 0
+ask follow_up --task follow_up --latency_items 0
+ask other --task no_speech,typed --latency_items 0
