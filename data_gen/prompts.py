@@ -1,14 +1,16 @@
 """Public question and instruction texts → the prompts that the embedded default learns from.
 
-    python -m llasm.data_gen.prompts TEXT_DIR OUT_DIR [--wordnet DIR] [--speech DIR] [--ground N] [--align N] [--chat N]
+    python -m llasm.data_gen.prompts TEXT_DIR OUT_DIR [--wordnet DIR] [--speech DIR]
+        [--ground N] [--voices N] [--align N] [--chat N]
 
 TEXT_DIR holds `qa/*.jsonl` and `instructions/*` as their authors publish them (sources and licences are kept in every
 row's `meta`); --wordnet adds what WordNet's `data.*` files say, for `ground` only: what the aligner never saw it cannot
 name, and they hold 7,700 names and most of the dictionary. Writes `ground.jsonl`, `align.jsonl` and `chat.jsonl`
-(disjoint). Held out are all of `webquestions_devtest` and every 20th row of each other source, of which `trivia.jsonl`
-has 500 of the open trivia, to evaluate with, and `dev.jsonl` the other held-out questions that have answers, to choose
-by; a prompt whose normalised text equals a held-out one is dropped. --speech adds `speech.jsonl`, recordings of
-speechocean762 and LJ Speech, and `speech_heldout.jsonl`: 15 speakers of speechocean762, and all of Kathleen.
+(disjoint), and `voices.jsonl`, an even share of ground's for voices beside the first. Held out are all of
+`webquestions_devtest` and every 20th row of each other source, of which `trivia.jsonl` has 500 of the open trivia, to
+evaluate with, and `dev.jsonl` the other held-out questions that have answers, to choose by; a prompt whose normalised
+text equals a held-out one is dropped. --speech adds `speech.jsonl`, recordings of speechocean762 and LJ Speech, and
+`speech_heldout.jsonl`: 15 speakers of speechocean762, and all of Kathleen.
 """
 
 from __future__ import annotations
@@ -143,9 +145,15 @@ class Truecaser:
 
 
 def build(
-    root: Path, n_ground: int, n_align: int, n_chat: int, dictionary: Path | None = None, seed: int = 0
+    root: Path,
+    n_ground: int,
+    n_voices: int,
+    n_align: int,
+    n_chat: int,
+    dictionary: Path | None = None,
+    seed: int = 0,
 ) -> dict[str, list[Row]]:
-    """The four lists of prompts; the held-out ones keep their text exactly as published."""
+    """The five lists of prompts; the held-out ones keep their text exactly as published."""
     rows: list[Row] = []
     heldout: list[Row] = []
     counts: Counter[str] = Counter()
@@ -172,7 +180,9 @@ def build(
     align, chat = asked[:n_align], asked[n_align : n_align + n_chat]
     chosen = {row["id"] for row in align + chat}
     ground = [row for row in kept if row["id"] not in chosen][:n_ground]
-    return {"ground": ground, "align": align, "chat": chat, "heldout": heldout}
+    # Not the first ones: align and chat have taken the questions from there.
+    voices = ground[:: max(1, len(ground) // n_voices)][:n_voices] if n_voices else []
+    return {"ground": ground, "voices": voices, "align": align, "chat": chat, "heldout": heldout}
 
 
 def recordings(root: Path, texts: list[str], seed: int = 0) -> tuple[list[Row], list[Row]]:
@@ -201,13 +211,14 @@ def main() -> None:
     parser.add_argument("text_dir", type=Path)
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--ground", type=int, default=10**9, help="at most this many prompts for `ground`")
+    parser.add_argument("--voices", type=int, default=0, help="this many of them for other voices too")
     parser.add_argument("--align", type=int, default=4000, help="this many prompts for `align`")
     parser.add_argument("--chat", type=int, default=0, help="this many prompts for the last stage, `chat`")
     parser.add_argument("--wordnet", type=Path, metavar="DIR", help="folder of WordNet's data.noun, data.verb, …")
     parser.add_argument("--speech", type=Path, metavar="DIR", help="folder of speechocean762, LJ Speech and Kathleen")
     args = parser.parse_args()
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    prompts = build(args.text_dir, args.ground, args.align, args.chat, args.wordnet)
+    prompts = build(args.text_dir, args.ground, args.voices, args.align, args.chat, args.wordnet)
     heldout = prompts.pop("heldout")
     for name, rows in prompts.items():
         lines = [{"id": row["id"], "messages": [_asked(row["text"])], "meta": row["meta"]} for row in rows]

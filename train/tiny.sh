@@ -18,24 +18,32 @@ done
 [ -f "$wordnet/data.noun" ] || { echo "train/tiny.sh: no WordNet in $wordnet; set WORDNET" >&2; exit 2; }
 mkdir -p "$out" && cd "$out"
 
-# What the steps took on 2 cores without AMX (180 GFLOP/s in bfloat16), scaled to this machine by a product's speed.
+# What the steps took on 2 cores with AMX, scaled to this machine by the time of a training step of the aligner.
 "$bin/python" - <<'PY'
 import time
 import torch
-a = torch.randn(1024, 1024, dtype=torch.bfloat16)
-a @ a
+from llasm.adapter import AdapterConfig, Aligner
+
+aligner = Aligner(AdapterConfig(rate="heard", dropout=0.0), 512, 576)
+frames, n_frames = torch.randn(32, 175, 512), torch.full((32,), 175)
+
+def step():
+    with torch.autocast("cpu", torch.bfloat16):
+        states, blank = aligner.states(frames, n_frames)
+    (states.float().square().mean() + blank.float().square().mean()).backward()
+
+step()
 started = time.perf_counter()
-for _ in range(30):
-    a @ a
-factor = 180 / (30 * 2 * 1024**3 / (time.perf_counter() - started) / 1e9)
-steps = {"speak": 95, "encode": 90, "ground": 120, "answer": 40, "align": 20, "chat": 20, "evals": 40}
+for _ in range(8):
+    step()
+factor = (time.perf_counter() - started) / 8 / REFERENCE
+steps = {"speak": 30, "encode": 25, "ground": 33, "answer": 12, "align": 6, "chat": 14, "evals": 20}
 for name, minutes in steps.items():
     print(f"{name:10} about {minutes * factor:5.0f} min")
 print(f"{'all':10} about {sum(steps.values()) * factor / 60:5.1f} h; 30 GB of disk", flush=True)
 PY
-
 "$bin/python" -m llasm.data_gen.prompts "$data/text" data/tiny/prompts --wordnet "$wordnet" --speech "$data/speech" \
-    --ground 84000 --align 3000 --chat 2500
+    --ground 84000 --voices 12000 --align 3000 --chat 2500
 "$bin/llasm" data build tiny_ground
 "$bin/llasm" data build tiny_voices --vary.noise "$noise"
 "$bin/llasm" data build tiny_people --vary.noise "$noise"
