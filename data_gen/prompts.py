@@ -41,7 +41,30 @@ _QUESTION = re.compile(
 )
 _UNSPEAKABLE = re.compile(r"https?:|www\.|[<>{}\[\]|\\_=#*~^`@]|\.\.\.|-->|__|\n")
 
+CREDITS = {  # whom the data cards and the model card name, by the beginning of a source's name
+    "webquestions": "github brmson/dataset-factoid-webquestions",
+    "efficientqa": "github google-research-datasets/natural-questions",
+    "open_trivia": "github uberspot/OpenTriviaQA",
+    "disfl_qa": "github google-research-datasets/Disfl-QA",
+    "self_instruct": "github yizhongw/self-instruct",
+    "llms_from_scratch": "github rasbt/LLMs-from-scratch",
+    "open_assistant": "github LAION-AI/Open-Assistant",
+    "slurp": "github pswietojanski/slurp",
+    "clinc_oos": "github clinc/oos-eval",
+    "snips_nlu": "github sonos/nlu-benchmark",
+    "wordnet": "Princeton University, WordNet 3.0",
+    "speechocean762": "github jimbozhang/speechocean762",
+    "ljspeech": "the LJ Speech data set, by Keith Ito and Linda Johnson",
+    "kathleen": "github rhasspy/dataset-voice-kathleen",
+}
+
 Row = dict[str, object]
+
+
+def credited(source: str, licence: str) -> Row:
+    """A row's `meta`: where it comes from."""
+    credit = next(credit for name, credit in CREDITS.items() if source.startswith(name))
+    return {"source": source, "licence": licence, "attribution": credit}
 
 
 def sources(root: Path) -> Iterator[tuple[str, str, str, list[str]]]:
@@ -159,7 +182,7 @@ def build(
     counts: Counter[str] = Counter()
     for source, licence, text, answers in chain(sources(root), wordnet(dictionary) if dictionary else ()):
         counts[source] += 1
-        meta: Row = {"source": source, "licence": licence, "answers": answers}
+        meta: Row = {**credited(source, licence), "answers": answers}
         row: Row = {"id": f"{source}-{counts[source] - 1}", "text": text, "meta": meta}
         aside = source == "webquestions_devtest" or counts[source] % HELD_OUT_EVERY == 0
         (heldout if aside else rows).append(row)
@@ -189,21 +212,25 @@ def recordings(root: Path, texts: list[str], seed: int = 0) -> tuple[list[Row], 
     """(training, held-out) clips with transcripts in the prompts' spelling, which follows `texts`."""
     truecase = Truecaser(texts)
 
-    def manifest(name: str) -> list[Row]:
+    def manifest(name: str, licence: str) -> list[Row]:
         rows = map(json.loads, (root / name / "manifest.jsonl").read_text(encoding="utf-8").splitlines())
-        return [{**row, "audio": str((root / name / row["audio"]).resolve())} for row in rows]
+        meta = credited(name, licence)
+        return [{**row, "audio": str((root / name / row["audio"]).resolve()), "meta": meta} for row in rows]
 
-    ocean = [{**row, "text": truecase(str(row["text"]).lower())} for row in manifest("speechocean762_adult_train")]
+    free = "free for commercial and non-commercial use"
+    ocean = manifest("speechocean762_adult_train", free)
+    ocean = [{**row, "text": truecase(str(row["text"]).lower())} for row in ocean]
     speakers = sorted({str(row["speaker"]) for row in ocean})
     aside = set(random.Random(seed).sample(speakers, HELD_OUT_SPEAKERS))
     folder = root / "ljspeech_bits"
     read = [line.split("|") for line in (folder / "metadata.csv").read_text(encoding="utf-8").splitlines()]
+    meta = credited("ljspeech", "public domain")
     lj: list[Row] = [
-        {"id": name, "audio": str((folder / "audio" / f"{name}.flac").resolve()), "text": truecase(text)}
+        {"id": name, "audio": str((folder / "audio" / f"{name}.flac").resolve()), "text": truecase(text), "meta": meta}
         for name, _, text in read
     ]
     training = [row for row in ocean if row["speaker"] not in aside] + lj
-    return training, [row for row in ocean if row["speaker"] in aside] + manifest("kathleen_cc0")
+    return training, [row for row in ocean if row["speaker"] in aside] + manifest("kathleen_cc0", "CC0 1.0")
 
 
 def main() -> None:

@@ -36,8 +36,8 @@ step()
 started = time.perf_counter()
 for _ in range(8):
     step()
-factor = (time.perf_counter() - started) / 8 / REFERENCE
-steps = {"speak": 30, "encode": 25, "ground": 33, "answer": 12, "align": 6, "chat": 14, "evals": 20}
+factor = (time.perf_counter() - started) / 8 / 0.24
+steps = {"speak": 27, "encode": 23, "ground": 37, "answer": 12, "align": 6, "chat": 14, "evals": 20}
 for name, minutes in steps.items():
     print(f"{name:10} about {minutes * factor:5.0f} min")
 print(f"{'all':10} about {sum(steps.values()) * factor / 60:5.1f} h; 30 GB of disk", flush=True)
