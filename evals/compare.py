@@ -7,7 +7,7 @@ from pathlib import Path
 from llasm.errors import LlasmError
 
 from .items import Item
-from .report import gap_cells, markdown_table, number
+from .report import GAP_HEADS, gap_cells, markdown_table, number
 from .results import Row, Run, gap, load, mean, scored
 
 
@@ -30,7 +30,7 @@ def compare(first: Path, second: Path) -> str:
                 rows.append([task, condition, metric, *means, *gap_cells(gap(x, y), metric), left_out])
     if not rows:
         raise LlasmError(f"{first} and {second} share no task, condition and item")
-    heads = ["task", "given", "metric", "A", "B", "A - B", "95 % interval", "p", "items", "left out"]
+    heads = ["task", "given", "metric", "A", "B", "A - B", *GAP_HEADS, "left out"]
     names = [f"{letter}: {run.facts['settings']['model']} ({run.out})" for letter, run in (("A", ours), ("B", theirs))]
     note = "Left out: items that only one of the two asked, asked otherwise, or could not score."
     return "\n".join([*names, "", *markdown_table(heads, rows), "", note])

@@ -49,7 +49,7 @@ def _tables(run: Run) -> Iterator[Table]:
             note = (
                 "The same items under both. p: McNemar's exact test; of scores that are not yes or no, by permutation."
             )
-            yield f"{task}: paired gaps", note, ["gap", scores["metric"], "95 % interval", "p", "items"], rows
+            yield f"{task}: paired gaps", note, ["gap", scores["metric"], *GAP_HEADS], rows
         groups = _groups_table(task, scores)
         if groups is not None:
             yield groups
@@ -173,13 +173,19 @@ def _score_cells(score: list[float | None] | None, metric: str) -> list[str]:
     return [number(mean, metric), "–" if low is None else f"{number(low, metric)} to {number(high, metric)}"]
 
 
+GAP_HEADS = ["95 % interval", "ratio", "95 % interval", "p", "items"]
+
+
 def gap_cells(gap: Row, metric: str) -> list[Any]:
-    """Difference, interval, p and number of items of a paired comparison."""
+    """Difference and ratio with their intervals, p and number of items of a paired comparison."""
     if not gap["n"]:
-        return ["–", "–", "–", 0]
+        return ["–", "–", "–", "–", "–", 0]
     scale, unit = (1, "") if metric.startswith("judge") else (100, " points")
     interval = "–" if gap["low"] is None else f"{scale * gap['low']:+.1f} to {scale * gap['high']:+.1f}"
-    return [f"{scale * gap['gap']:+.1f}{unit}", interval, "–" if gap["p"] is None else f"{gap['p']:.3g}", gap["n"]]
+    ratio, low, high = gap["ratio"]
+    ratios = ["–" if ratio is None else f"{ratio:.2f}", "–" if low is None else f"{low:.2f} to {high:.2f}"]
+    p = "–" if gap["p"] is None else f"{gap['p']:.3g}"
+    return [f"{scale * gap['gap']:+.1f}{unit}", interval, *ratios, p, gap["n"]]
 
 
 def _milliseconds(values: list[float]) -> str:

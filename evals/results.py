@@ -249,13 +249,14 @@ def _of_condition(rows: list[Row], values: dict[str, Row]) -> Row:
 
 
 def _compared(names: list[str]) -> list[tuple[str, str]]:
-    """Pairs of conditions whose difference says something: kinds under the same audio, and noisy against clean."""
+    """Pairs of conditions whose difference says something: kinds under the same audio (none befalls the text), and noisy
+    against clean."""
     pairs = []
     for first in names:
         one = Condition.parse(first)
         for second in names:
             other = Condition.parse(second)
-            kinds = (one.kind, other.kind) in GAPS and one.variation == other.variation
+            kinds = (one.kind, other.kind) in GAPS and (one.variation == other.variation or not other.hears)
             noisy = one.kind == other.kind and one.variation is not None and other.variation is None
             if kinds or noisy:
                 pairs.append((first, second))
@@ -280,12 +281,15 @@ def mean(rows: list[Row]) -> float:
 
 
 def gap(first: dict[str, Row], second: dict[str, Row]) -> Row:
-    """Of scored verdicts, over the items that both have."""
+    """Of scored verdicts, over the items that both have; `ratio` is [first / second, low, high]."""
     both = [name for name in first if name in second]
     if not both:
         return {"n": 0}
     ours, theirs = [first[name] for name in both], [second[name] for name in both]
     if all("units" in row for row in (*ours, *theirs)):  # of the same words under both
         x, y = ([row["errors"] for row in rows] for rows in (ours, theirs))
-        return statistics.paired_ratio(x, y, [row["units"] for row in ours])
-    return statistics.paired([row["value"] for row in ours], [row["value"] for row in theirs])
+        found = statistics.paired_ratio(x, y, [row["units"] for row in ours])
+    else:
+        x, y = ([row["value"] for row in rows] for rows in (ours, theirs))
+        found = statistics.paired(x, y)
+    return {**found, "ratio": statistics.ratio_interval(x, y)}

@@ -35,7 +35,7 @@ def ratio_interval(parts: ArrayLike, wholes: ArrayLike) -> tuple[float | None, f
     if not b.sum():
         return None, None, None
     ratio = float(a.sum() / b.sum())
-    if np.all(a * b.sum() == b * a.sum()):
+    if len(a) < 2 or np.all(a * b.sum() == b * a.sum()):
         return ratio, None, None
     return ratio, *_bca((a, b), lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis))
 

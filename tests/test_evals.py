@@ -89,9 +89,11 @@ def test_the_gap_is_paired_and_the_report_shows_it_with_latencies_and_sound(tmp_
     gap = scores_of(out)["gaps"]["speech - text"]
     assert gap["gap"] == -0.25 and gap["low"] < -0.25 < gap["high"] < 0 and gap["n"] == 40
     assert gap["p"] == pytest.approx(2 * 0.5**10)  # ten lost, none won
+    ratio, low, high = gap["ratio"]
+    assert ratio == 0.75 and low < 0.75 < high < 1
     assert set(scores_of(out)["conditions"]) >= {"speech@snr10", "cascade@snr0"}
     text, page = (out / "report.md").read_text(), (out / "report.html").read_text()
-    assert "| speech - text | -25.0 points |" in text and "## Latency in ms" in text
+    assert "| speech - text | -25.0 points |" in text and "| 0.75 |" in text and "## Latency in ms" in text
     assert "| custom | cascade |" in text and page.count("<svg") >= 4 and "data:audio/flac;base64," in page
     latencies = [row for row in lines(out / "timings.jsonl") if row["kind"] == "latency"]
     assert len(latencies) == 15 and all(
@@ -337,7 +339,8 @@ def test_a_broken_folder_is_one_line(tmp_path, monkeypatch, capsys):
 def test_one_question_is_scored_without_a_test(tmp_path, monkeypatch):
     use(monkeypatch, gold)
     out = evaluated(questions(tmp_path / "data", 1), tmp_path / "out")
-    assert scores_of(out)["gaps"]["speech - text"] == {"gap": 0.0, "low": None, "high": None, "p": None, "n": 1}
+    gap = {"gap": 0.0, "low": None, "high": None, "p": None, "n": 1, "ratio": [1.0, None, None]}
+    assert scores_of(out)["gaps"]["speech - text"] == gap
     assert "NaN" not in (out / "scores.json").read_text()
 
 
