@@ -65,8 +65,8 @@ def compare(recipe: Any, n_steps: int) -> None:
     }
     table, adapter = model.get_input_embeddings().weight, model.model.multi_modal_projector
     adapter.requires_grad_(True)
-    stage = GroundModel(adapter, table, 1.0, recipe.n_negatives)
-    collate = GroundCollator(cache, processor.tokenizer)
+    stage = GroundModel(adapter, table, recipe.loss_weights, recipe.n_negatives)
+    collate = GroundCollator(cache, processor.tokenizer, bool(recipe.loss_weights["spelling"]))
     optimiser = torch.optim.AdamW(adapter.parameters(), lr=1e-4)
     order = list(LengthGroupedOrder(Samples(samples, cache).lengths, recipe.batch_size, recipe.seed))
     encode = encoder_of(model, "cpu")

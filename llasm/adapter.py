@@ -220,14 +220,24 @@ class Aligner(Adapter):
 
     def states(self, frames: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor]:
         """frames [B, T, D] → states [B, N, H] and the blank's logits [B, N]."""
+        return self.read(self.layers(frames, n_frames)[-1])
+
+    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What a block gave, [B, N, width] → states [B, N, H] and the blank's logits [B, N]."""
+        x = self.norm(x)
+        return self.out(x), self.blank(x)[..., 0]
+
+    def layers(self, frames: Tensor, n_frames: Tensor) -> list[Tensor]:
+        """frames [B, T, D] → what each block gives, [B, N, width]."""
         x = self.inp(self.stacked(frames * length_mask(n_frames, frames.shape[1])[..., None]))
         mask = length_mask(self.n_tokens(n_frames), x.shape[1])
         x = x * mask[..., None]
         x = x + F.gelu(self.position(x.transpose(1, 2))).transpose(1, 2)
+        outputs = []
         for block in self.blocks:
             x = block(x, mask)
-        x = self.norm(x)
-        return self.out(x), self.blank(x)[..., 0]
+            outputs.append(x)
+        return outputs
 
     def token_logits(self, states: Tensor, table: Tensor, ids: Tensor | None = None) -> Tensor:
         """states [..., H] → [..., V] logits, or [..., len(ids)] of those tokens only."""

@@ -14,9 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from transformers import (
-    WhisperFeatureExtractor,
-)
+from transformers import AutoTokenizer, WhisperFeatureExtractor
 
 import llasm
 from llasm import checkpoint
@@ -32,6 +30,7 @@ from llasm.processing_llasm import build_processor
 from llasm.train import guard
 from llasm.train.conversation import Renderer, with_texts
 from llasm.train.data import LengthGroupedOrder, Sample, split
+from llasm.train.ground import speller
 from llasm.train.losses import sampled_ctc, softened_kl
 from llasm.train.recipe import Losses, Recipe, load_recipe
 from llasm.train.run import train
@@ -302,6 +301,7 @@ def test_shipped_recipes_say_how_to_launch_them(name):
         {"losses": Losses(ctc=-1)},
         {"losses": Losses(kl=1)},
         {"losses": Losses(ctc=0)},
+        {"losses": Losses(spelling=1), "stage": "align"},
     ],
 )
 def test_impossible_settings_are_refused(fields):
@@ -323,6 +323,17 @@ def test_one_data_set_needs_no_brackets(tmp_path):
     (tmp_path / "mine.yaml").write_text("stage: chat\ndata: data/mine\noutput: y\n")
     with pytest.raises(LlasmError, match=r"mine.yaml: .*Got value: data/mine; a list is written \["):
         load_recipe(str(tmp_path / "mine.yaml"))
+
+
+def test_ground_spells_in_the_llms_own_ids_and_learns_by_it(bases, spoken, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(str(files("llasm") / "default"))
+    pieces = speller(tokenizer).encode("Who saw the Hunchback?", add_special_tokens=False).ids
+    assert tokenizer.decode(pieces) == "Who saw the Hunchback?"
+    assert len(pieces) > len(tokenizer("Who saw the Hunchback?")["input_ids"])
+    plain = metrics_of(train(recipe("ground", bases, spoken, tmp_path / "plain")))["log"][0]
+    spelled = train(recipe("ground", bases, spoken, tmp_path / "spelled", losses=Losses(spelling=0.5)))
+    log = metrics_of(spelled)["log"][0]
+    assert "spelling" not in plain and log["loss"] == pytest.approx(log["ctc"] + 0.5 * log["spelling"], rel=1e-3)
 
 
 def test_a_vocabulary_sampled_whole_gives_the_full_ctc_loss():

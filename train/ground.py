@@ -1,47 +1,71 @@
 """Stage `ground`: the aligner learns by CTC to emit the LLM's own tokens; the LLM itself is not run.
 
 The classifier is the LLM's embedding table (frozen), so what the aligner emits lies among the word
-embeddings from the start.
+embeddings from the start. Beside it the middle layer may learn to spell: short pieces are heard thousands of times
+where a name is heard once.
 
 Shapes: B clips, T frames, D encoder width, U target tokens.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from llasm.adapter import Aligner
+from llasm.errors import LlasmError
 from llasm.features import FeatureCache
 
 from .data import Sample, pad_frames
 from .losses import sampled_ctc
 
+N_MERGES = 1000  # pieces of 2.5 letters in English: some 6 a second, of the aligner's 12.5 steps
 SHOWN_WORDS = 50  # unseen words listed, the most frequent first
 
 
 class GroundModel(nn.Module):
     """The aligner with its loss, as the Trainer wants it."""
 
-    def __init__(self, adapter: Aligner, table: Tensor, weight: float, n_negatives: int) -> None:
+    def __init__(self, adapter: Aligner, table: Tensor, weights: dict[str, float], n_negatives: int) -> None:
         super().__init__()
-        self.adapter, self.weight, self.n_negatives = adapter, weight, n_negatives
+        self.adapter, self.weights, self.n_negatives = adapter, weights, n_negatives
         self.table: Tensor
         self.register_buffer("table", table.detach(), persistent=False)
 
     def forward(
-        self, frames: Tensor, n_frames: Tensor, targets: list[Tensor], counts: dict[str, Any], **_: Any
+        self,
+        frames: Tensor,
+        n_frames: Tensor,
+        targets: list[Tensor],
+        spelled: list[Tensor],
+        counts: dict[str, Any],
+        **_: Any,
     ) -> dict[str, Tensor]:
-        """frames [B, T, D], n_frames [B], targets B × [U_i] → the loss; `counts` says by how many tokens to divide."""
+        """frames [B, T, D], n_frames [B], targets and spelled B × [U_i] → the loss; `counts` says by how many tokens
+        to divide.
+
+        `spelling` is CTC at the layer in the middle, read as the last one is (intermediate CTC: Lee and Watanabe,
+        arXiv 2102.03216), in smaller units than the last layer's (Higuchi et al., arXiv 2110.04109).
+        """
         frames = frames.to(next(self.adapter.parameters()).dtype)  # DeepSpeed trains in bfloat16
-        states, blank = self.adapter.states(frames, n_frames)
+        layers = self.adapter.layers(frames, n_frames)
         n_steps = self.adapter.n_tokens(n_frames)
-        ctc = sampled_ctc(self.adapter, states, blank, n_steps, targets, self.table, self.n_negatives)
-        ctc = ctc / max(1, int(counts["ctc"]))
-        return {"loss": self.weight * ctc, "ctc": ctc.detach()}
+
+        def ctc(layer: Tensor, words: list[Tensor]) -> Tensor:
+            states, blank = self.adapter.read(layer)
+            return sampled_ctc(self.adapter, states, blank, n_steps, words, self.table, self.n_negatives)
+
+        parts = {"ctc": ctc(layers[-1], targets)}
+        if self.weights["spelling"]:
+            parts["spelling"] = ctc(layers[(len(layers) - 1) // 2], spelled)
+        means = {name: part / max(1, int(counts[name])) for name, part in parts.items()}
+        loss = torch.stack([self.weights[name] * mean for name, mean in means.items()]).sum()
+        return {"loss": loss, **{name: mean.detach() for name, mean in means.items()}}
 
     @torch.no_grad()
     def held_out(self, frames: Tensor, n_frames: Tensor, targets: list[Tensor], **_: Any) -> dict[str, tuple[int, int]]:
@@ -71,21 +95,35 @@ class GroundCollator:
     """Samples → frames [B, T, D], n_frames [B], targets B × [U_i]; every audio is a clip of its own, less those whose
     words nobody knows; where nobody speaks, no token is the target."""
 
-    def __init__(self, cache: FeatureCache, tokenizer: Any) -> None:
+    def __init__(self, cache: FeatureCache, tokenizer: Any, spells: bool = False) -> None:
         self.cache, self.tokenizer = cache, tokenizer
+        self.speller = speller(tokenizer) if spells else None
 
     def __call__(self, samples: list[tuple[Sample, int]]) -> dict[str, Any]:
         pairs = [pair for s, _ in samples for pair in zip(s.keys, s.texts, strict=True) if pair[1] or s.silent]
         frames, n_frames = pad_frames([self.cache.get(key).float() for key, _ in pairs])
-        ids = self.tokenizer([text for _, text in pairs], add_special_tokens=False)["input_ids"]
+        texts = [text for _, text in pairs]
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        pieces = [self.speller.encode(text, add_special_tokens=False).ids for text in texts if self.speller]
         n_tokens = sum(map(len, ids))
-        counts = {"ctc": n_tokens, "tokens": n_tokens}
+        counts = {"ctc": n_tokens, "spelling": sum(map(len, pieces)), "tokens": n_tokens}
         return {
             "frames": frames,
             "n_frames": n_frames,
             "targets": [torch.tensor(i, dtype=torch.long) for i in ids],
+            "spelled": [torch.tensor(i, dtype=torch.long) for i in pieces],
             "counts": counts,
         }
+
+
+def speller(tokenizer: Any) -> Tokenizer:
+    """The LLM's byte-pair encoding with its first merges only: the same ids, but of letters and short pieces."""
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    if settings["model"]["type"] != "BPE":
+        raise LlasmError(f"losses.spelling needs an LLM with byte-pair encoding, not {settings['model']['type']}")
+    settings["model"]["merges"] = settings["model"]["merges"][:N_MERGES]
+    settings["model"]["ignore_merges"] = False  # LLaMA 3 looks whole words up first
+    return Tokenizer.from_str(json.dumps(settings))
 
 
 def unseen_words(seen: list[Sample], held_out: list[Sample]) -> dict[str, Any]:

@@ -19,8 +19,8 @@ BOUNDS = {
     "at least 1": ("n_steps", "batch_size", "accumulation", "eval_steps", "save_steps", "logging_steps", "n_negatives",
                    "lora.rank"),
     "above 0": ("learning_rate", "lora_learning_rate", "temperature", "cache_gb"),
-    "at least 0": ("held_out", "n_examples", "warmup_steps", "seed", "losses.ctc", "losses.kl", "losses.ce",
-                   "losses.guard"),
+    "at least 0": ("held_out", "n_examples", "warmup_steps", "seed", "losses.ctc", "losses.spelling",
+                   "losses.kl", "losses.ce", "losses.guard"),
     "between 0 and 1": ("repeat_share", "lora.dropout"),
 }  # fmt: skip
 
@@ -31,6 +31,8 @@ class Losses:
 
     ctc: float | None = None
     """CTC of the aligner against the transcript, in the LLM's tokens (ground 1, align 0.3, chat 0.1; aligner only)."""
+    spelling: float | None = None
+    """CTC of the aligner's middle layer against the transcript, in letters and short pieces (ground 0; ground only)."""
     kl: float | None = None
     """KL to the same LLM, without LoRA, that reads the transcript (align 1)."""
     ce: float | None = None
@@ -41,9 +43,9 @@ class Losses:
 
 
 STAGE_LOSSES: dict[str, dict[str, float]] = {
-    "ground": {"ctc": 1.0, "kl": 0.0, "ce": 0.0, "guard": 0.0},
-    "align": {"ctc": 0.3, "kl": 1.0, "ce": 1.0, "guard": 0.0},
-    "chat": {"ctc": 0.1, "kl": 0.0, "ce": 1.0, "guard": 1.0},
+    "ground": {"ctc": 1.0, "spelling": 0.0, "kl": 0.0, "ce": 0.0, "guard": 0.0},
+    "align": {"ctc": 0.3, "spelling": 0.0, "kl": 1.0, "ce": 1.0, "guard": 0.0},
+    "chat": {"ctc": 0.1, "spelling": 0.0, "kl": 0.0, "ce": 1.0, "guard": 1.0},
 }
 
 
@@ -165,6 +167,8 @@ class Recipe:
         needs_llm = [name for name in ("kl", "ce", "guard") if weights[name]]
         if self.stage == "ground" and needs_llm:
             raise LlasmError(f"recipe: stage ground does not run the LLM, so losses.{needs_llm[0]} needs align or chat")
+        if self.stage != "ground" and weights["spelling"]:
+            raise LlasmError(f"recipe: losses.spelling needs stage ground, not {self.stage}")
         if self.stage != "chat" and weights["guard"]:
             raise LlasmError("recipe: losses.guard holds LoRA back, which only stage chat trains")
         if not any(weights.values()):

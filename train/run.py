@@ -232,8 +232,8 @@ def _stage(
     """(module with the loss, collator, collator of the held-out rows)."""
     if recipe.stage == "ground":
         table = model.get_input_embeddings().weight
-        ground = GroundModel(model.model.multi_modal_projector, table, weights["ctc"], recipe.n_negatives)
-        words = GroundCollator(cache, processor.tokenizer)
+        ground = GroundModel(model.model.multi_modal_projector, table, weights, recipe.n_negatives)
+        words = GroundCollator(cache, processor.tokenizer, bool(weights["spelling"]))
         return ground, words, words
     renderer = Renderer(processor, stop_ids_of(model, processor.tokenizer))
     guards: tuple[list[Rendered], list[Rendered]] = ([], [])

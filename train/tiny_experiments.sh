@@ -56,7 +56,7 @@ align() {  # NAME START [options]
     run tiny_align "$1" --init "runs/$2" --n_steps 80 --eval_steps 80 "${@:4}"
 }
 
-# Stage ground: hours of speech, voices, noise, the aligner's size.
+# Stage ground: hours of speech, voices, noise, the aligner's size, spelling beside the LLM's tokens.
 ground all
 ground half --data "$(sets half)"
 ground quarter --data "$(sets quarter)"
@@ -65,6 +65,7 @@ ground no_noise --data '["data/tiny/ground", "data/tiny/clean"]'
 ground narrow --adapter.width 256
 ground shallow --adapter.n_layers 2
 ground deep --adapter.n_layers 6
+ground no_spelling --losses.spelling 0
 
 # Stage align: what it adds; every frame instead of one embedding for each token heard; its settings.
 align align all ""
