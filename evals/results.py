@@ -249,8 +249,8 @@ def _of_condition(rows: list[Row], values: dict[str, Row]) -> Row:
 
 
 def _compared(names: list[str]) -> list[tuple[str, str]]:
-    """Pairs of conditions whose difference says something: kinds under the same audio (none befalls the text), and noisy
-    against clean."""
+    """Pairs of conditions whose difference says something: kinds under the same audio (no noise befalls the text), and
+    noisy against clean."""
     pairs = []
     for first in names:
         one = Condition.parse(first)

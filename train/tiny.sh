@@ -37,7 +37,7 @@ started = time.perf_counter()
 for _ in range(8):
     step()
 factor = (time.perf_counter() - started) / 8 / 0.24
-steps = {"speak": 27, "encode": 23, "ground": 37, "answer": 12, "align": 6, "chat": 14, "evals": 20}
+steps = {"speak": 27, "encode": 39, "ground": 45, "answer": 5, "align": 6, "chat": 12, "evals": 16}
 for name, minutes in steps.items():
     print(f"{name:10} about {minutes * factor:5.0f} min")
 print(f"{'all':10} about {sum(steps.values()) * factor / 60:5.1f} h; 30 GB of disk", flush=True)
@@ -56,7 +56,7 @@ PY
 
 # The figures of the card.
 ask() {
-    [ -f "evals/$1/report.md" ] || "$bin/llasm" eval --model llasm-tiny --voice piper --out "evals/$1" --resume "${@:2}"
+    [ -f "evals/$1/report.md" ] || "$bin/llasm" eval --model ./llasm-tiny --voice piper --out "evals/$1" --resume "${@:2}"
 }
 noisy=(--snr 10 --noise "$data/noise/noise_misc")
 ask devtest --task webquestions --data "$data/text/qa/webquestions_devtest.jsonl" "${noisy[@]}"
