@@ -140,7 +140,10 @@ def _quantized(quantization: str) -> dict[str, Any]:
 
 
 def save(model: Any, processor: LlasmProcessor, directory: Path) -> None:
-    """Writes the trained part of a model (LoRA too if it is a PeftModel); bf16, safetensors."""
+    """Writes the trained part of a model (LoRA too if it is a PeftModel); bf16, safetensors.
+
+    Of a model from `from_bases` or `load_to_train`: `load` has merged the LoRA into the LLM, which is not written.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "peft_config"):
         model.save_pretrained(directory, save_embedding_layers=False)

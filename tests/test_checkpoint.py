@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from llasm import checkpoint
@@ -36,17 +35,10 @@ def logits_of(model, inputs):
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_save_load_merge_give_the_same_logits(tmp_path, lora):
-    model, processor = checkpoint.load()
-    trained = model
-    if lora:
-        torch.manual_seed(0)
-        target = r".*language_model\.layers\.\d+\.self_attn\.(q|v)_proj"
-        trained = get_peft_model(model, LoraConfig(r=4, target_modules=target, init_lora_weights=False))
-        for name, parameter in trained.named_parameters():
-            if "lora_" in name:  # checkpoints hold bfloat16
-                parameter.data = parameter.data.to(torch.bfloat16).float()
+    model, processor, trained = checkpoint.load_to_train("llasm-tiny")
+    trained = trained.eval() if lora else trained.unload().eval()
     inputs = inputs_for(processor)
-    expected = logits_of(trained.get_base_model() if lora else trained, inputs)
+    expected = logits_of(model if lora else trained, inputs)
     checkpoint.save(trained, processor, tmp_path / "saved")
     loaded, _ = checkpoint.load(tmp_path / "saved")
     torch.testing.assert_close(logits_of(loaded, inputs), expected, atol=1e-3, rtol=1e-4)
