@@ -22,7 +22,7 @@ from llasm.errors import LlasmError
 from llasm.features import FeatureCache
 
 from .data import Sample, pad_frames
-from .losses import sampled_ctc
+from .losses import combined, sampled_ctc
 
 N_MERGES = 1000  # pieces of 2.5 letters in English: some 6 a second, of the aligner's 12.5 steps
 SHOWN_WORDS = 50  # unseen words listed, the most frequent first
@@ -63,9 +63,7 @@ class GroundModel(nn.Module):
         parts = {"ctc": ctc(layers[-1], targets)}
         if self.weights["spelling"]:
             parts["spelling"] = ctc(layers[(len(layers) - 1) // 2], spelled)
-        means = {name: part / max(1, int(counts[name])) for name, part in parts.items()}
-        loss = torch.stack([self.weights[name] * mean for name, mean in means.items()]).sum()
-        return {"loss": loss, **{name: mean.detach() for name, mean in means.items()}}
+        return combined(parts, counts, self.weights)
 
     @torch.no_grad()
     def held_out(self, frames: Tensor, n_frames: Tensor, targets: list[Tensor], **_: Any) -> dict[str, tuple[int, int]]:

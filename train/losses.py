@@ -1,9 +1,11 @@
-"""The parts of the loss, each a sum over tokens: the caller divides by the tokens of the whole optimiser step.
+"""The parts of the loss, each a sum over tokens; `combined` divides by the tokens of the whole optimiser step.
 
 Shapes: B clips, N adapter steps, U target tokens, K sampled tokens, H LLM width, V vocabulary.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,3 +48,10 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     p = F.log_softmax(teacher.float() / temperature, dim=-1)
     q = F.log_softmax(student.float() / temperature, dim=-1)
     return F.kl_div(q, p, log_target=True, reduction="sum") * temperature**2
+
+
+def combined(parts: dict[str, Tensor], counts: dict[str, Any], weights: dict[str, float]) -> dict[str, Tensor]:
+    """Parts, each a sum over `counts` of its tokens → `loss`, the weighted sum of their means, and the means to log."""
+    means = {name: total / max(1, int(counts[name])) for name, total in parts.items()}
+    loss = torch.stack([weights[name] * mean for name, mean in means.items()]).sum()
+    return {"loss": loss, **{name: mean.detach() for name, mean in means.items()}}

@@ -32,7 +32,7 @@ from llasm.modeling_llasm import flatten
 
 from .conversation import Messages, Rendered, Renderer, with_texts
 from .data import Sample, pad_frames
-from .losses import sampled_ctc, softened_kl
+from .losses import combined, sampled_ctc, softened_kl
 
 REPEAT_PROMPTS = (
     "Repeat what I just said, word for word.",
@@ -181,9 +181,8 @@ class SpokenModel(nn.Module):
             parts["ce"] = self._over_rows(self._cross_entropy, hidden, answers)
         if self.weights["guard"]:
             parts["guard"] = self._guard_loss(guard) * float(has_guard)
-        means = {name: total / max(1, int(counts[name])) for name, total in parts.items()}
-        loss: Any = idle + torch.stack([self.weights[name] * mean for name, mean in means.items()]).sum()
-        return {"loss": loss, **{name: mean.detach() for name, mean in means.items()}}
+        found = combined(parts, counts, self.weights)
+        return {**found, "loss": idle + found["loss"]}
 
     def _hear(
         self, frames: Tensor, n_frames: Tensor, targets: list[Tensor | None], parts: dict[str, Tensor]
