@@ -170,7 +170,11 @@ def _score_cells(score: list[float | None] | None, metric: str) -> list[str]:
     if score is None:
         return ["–", "–"]
     mean, low, high = score
-    return [number(mean, metric), "–" if low is None else f"{number(low, metric)} to {number(high, metric)}"]
+    return [number(mean, metric), _interval(low, high, lambda value: number(value, metric))]
+
+
+def _interval(low: float | None, high: float | None, written: Callable[[float], str]) -> str:
+    return "–" if low is None or high is None else f"{written(low)} to {written(high)}"
 
 
 GAP_HEADS = ["95 % interval", "ratio", "95 % interval", "p", "items"]
@@ -181,9 +185,9 @@ def gap_cells(gap: Row, metric: str) -> list[Any]:
     if not gap["n"]:
         return ["–", "–", "–", "–", "–", 0]
     scale, unit = (1, "") if metric.startswith("judge") else (100, " points")
-    interval = "–" if gap["low"] is None else f"{scale * gap['low']:+.1f} to {scale * gap['high']:+.1f}"
+    interval = _interval(gap["low"], gap["high"], lambda value: f"{scale * value:+.1f}")
     ratio, low, high = gap["ratio"]
-    ratios = ["–" if ratio is None else f"{ratio:.2f}", "–" if low is None else f"{low:.2f} to {high:.2f}"]
+    ratios = ["–" if ratio is None else f"{ratio:.2f}", _interval(low, high, "{:.2f}".format)]
     p = "–" if gap["p"] is None else f"{gap['p']:.3g}"
     return [f"{scale * gap['gap']:+.1f}{unit}", interval, *ratios, p, gap["n"]]
 

@@ -4,29 +4,23 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from importlib.resources import files
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, WhisperFeatureExtractor
+from transformers import AutoTokenizer
 
 import llasm
 from llasm import checkpoint
 from llasm.adapter import AdapterConfig, build_adapter
-from llasm.audio import decode, to_flac_bytes
 from llasm.data_gen.build import build
 from llasm.data_gen.recipe import Recipe as DataRecipe
 from llasm.data_gen.recipe import Respond, Vary, Verify
 from llasm.errors import LlasmError
-from llasm.features import FeatureCache, mel
 from llasm.options import recipe_names, recipe_path
-from llasm.processing_llasm import build_processor
 from llasm.train import guard
 from llasm.train.conversation import Renderer, with_texts
 from llasm.train.data import LengthGroupedOrder, Sample, split
@@ -377,167 +371,3 @@ def test_order_follows_from_seed_and_epoch():
 def test_held_out_rows_do_not_depend_on_the_order():
     samples = [Sample(str(i), [], [], [], False, False, []) for i in range(30)]
     assert {s.id for s in split(samples, 5, 0)[1]} == {s.id for s in split(samples[::-1], 5, 0)[1]}
-
-
-# ---- the loss mask
-
-CONVERSATION = [
-    {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
-    {"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "and"}, {"type": "audio"}]},
-    {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]},
-    {"role": "user", "content": [{"type": "audio"}]},
-    {"role": "assistant", "content": [{"type": "text", "text": "Two."}]},
-]
-
-
-@pytest.fixture(scope="module")
-def processor(bases):
-    return build_processor(bases["audio_base"], bases["text_base"], 4, "heard")
-
-
-def printed(rendered, processor):
-    """Token by token, what is learned in brackets."""
-    tokens = [processor.tokenizer.decode([i]) for i in rendered.ids]
-    return "".join(f"[{token}]" if learned else token for token, learned in zip(tokens, rendered.learned.tolist()))
-
-
-def test_only_the_assistants_turns_are_learned(processor):
-    rendered = Renderer(processor, {processor.tokenizer.eos_token_id})(CONVERSATION)
-    assert printed(rendered, processor) == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n"
-        "<|im_start|>user\n<|audio|>\nand\n<|audio|><|im_end|>\n"
-        "<|im_start|>assistant\n[A][ ][c][a][t][.][<|im_end|>]\n"
-        "<|im_start|>user\n<|audio|><|im_end|>\n"
-        "<|im_start|>assistant\n[T][w][o][.][<|im_end|>]\n"
-    )
-    cut_off = Renderer(processor, {processor.tokenizer.eos_token_id})(CONVERSATION, truncated=True)
-    assert printed(cut_off, processor).endswith("[T][w][o][.]<|im_end|>\n")  # no false stop is taught
-
-
-# Of Llama 3, in its main lines: the turn's end is no end of text.
-LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
-    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-LLAMA2 = (files("llasm.train") / "templates/llama2.jinja").read_text()
-MASKS = {
-    "llama2": (
-        "<|im_start|>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n<|audio|>\nand\n<|audio|> [/INST]"
-        "[ ][A][ ][c][a][t][.][ ][<|im_end|>]"
-        "<|im_start|>[INST] <|audio|> [/INST]"
-        "[ ][T][w][o][.][ ][<|im_end|>]"
-    ),
-    "llama3": (
-        "<|im_start|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
-        "<|start_header_id|>user<|end_header_id|>\n\n<|audio|>\nand\n<|audio|><|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n[A][ ][c][a][t][.][<|eot_id|>]"
-        "<|start_header_id|>user<|end_header_id|>\n\n<|audio|><|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n[T][w][o][.][<|eot_id|>]"
-    ),
-}
-
-
-@pytest.mark.parametrize(("name", "template"), [("llama2", LLAMA2), ("llama3", LLAMA3)])
-def test_the_mask_under_llamas_templates(name, template, bases):
-    processor = build_processor(bases["audio_base"], bases["text_base"], 4, "heard", template)
-    headers = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-    processor.tokenizer.add_tokens(headers, special_tokens=True)
-    end = "<|eot_id|>" if name == "llama3" else processor.tokenizer.eos_token
-    render = Renderer(processor, {processor.tokenizer.convert_tokens_to_ids(end)})
-    assert printed(render(CONVERSATION), processor) == MASKS[name]
-    cut_off = printed(render(CONVERSATION, truncated=True), processor)
-    assert cut_off == MASKS[name][: -len(f"[{end}]")] + end
-
-
-def test_a_typed_conversation_has_the_same_answers(processor):
-    render = Renderer(processor, {processor.tokenizer.eos_token_id})
-    typed = render(with_texts(CONVERSATION, ["one", "two", "three"]))
-    assert "user\none\nand\ntwo<|im_end|>" in printed(typed, processor)
-    assert torch.equal(typed.answer, render(CONVERSATION).answer)
-
-
-def test_a_template_that_rewrites_earlier_turns_is_refused(bases):
-    processor = build_processor(bases["audio_base"], bases["text_base"], 4, "heard")
-    processor.chat_template = "{% for m in messages %}{{ messages | length }}{{ m.content }}{% endfor %}"
-    with pytest.raises(LlasmError, match="writes an earlier turn differently"):
-        Renderer(processor, set())([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-
-
-# ---- the feature cache
-
-
-def encode_mels(mels, mask):
-    return mels.transpose(1, 2)[:, ::2], mask.sum(1) // 2
-
-
-def some_clips(**lengths):
-    return {k: to_flac_bytes(np.sin(np.arange(n) / 9).astype(np.float32)) for k, n in lengths.items()}
-
-
-def test_feature_cache_survives_reopening_and_a_torn_line(tmp_path):
-    clips, extractor = some_clips(a=3000, b=20000), WhisperFeatureExtractor()
-    cache = FeatureCache(tmp_path, 80)
-    cache.add_all(clips.items(), extractor, encode_mels)
-    with open(next(tmp_path.glob("*.jsonl")), "a") as index:
-        index.write('["c", 1')
-    again = FeatureCache(tmp_path, 80)
-    assert "c" not in again
-    expected = mel(extractor, decode(clips["b"])).T[::2].to(torch.bfloat16)
-    torch.testing.assert_close(again.get("b"), expected)
-
-
-def test_runs_share_the_cache_and_see_what_others_added(tmp_path):
-    clips, extractor = some_clips(a=3000, b=4000, c=5000), WhisperFeatureExtractor()
-    one, other = FeatureCache(tmp_path, 80), FeatureCache(tmp_path, 80)
-    one.add_all(list(clips.items())[:2], extractor, encode_mels)
-    other.add_all(list(clips.items())[2:], extractor, encode_mels)
-    one.refresh()
-    assert all(key in one for key in clips) and one.n_frames("c") == len(one.get("c"))
-    assert one.n_frames("c") * 160 <= one.n_bytes(5000 / 16000)
-    n_files = len(list(tmp_path.iterdir()))
-    one.add_all(clips.items(), extractor, encode_mels)
-    assert len(list(tmp_path.iterdir())) == n_files  # nothing was encoded again
-
-
-def test_the_longest_unused_frames_make_room(tmp_path):
-    clips, extractor = some_clips(a=16000, b=16000), WhisperFeatureExtractor()
-    for number, (key, data) in enumerate(clips.items()):
-        cache = FeatureCache(tmp_path, 80)
-        cache.add_all([(key, data)], extractor, encode_mels)
-        for file in tmp_path.glob("*.frames"):
-            os.utime(file, (number, number)) if file.stat().st_mtime > 1000 else None
-    size = next(tmp_path.glob("*.frames")).stat().st_size
-    cache = FeatureCache(tmp_path, 80)
-    cache.make_room(n_bytes=size, limit_bytes=2 * size, keys=["a"])  # a is in use now, b is not
-    assert "a" in cache and "b" not in cache
-    with pytest.raises(LlasmError, match="raise cache_gb"):
-        cache.make_room(n_bytes=2 * size, limit_bytes=2 * size, keys=["a"])
-
-
-def test_what_a_live_run_uses_or_writes_is_not_removed_for_another(tmp_path):
-    clips, extractor = some_clips(a=16000, b=16000, c=16000), WhisperFeatureExtractor()
-    for key in ("a", "b"):  # a segment each, of runs that are over
-        FeatureCache(tmp_path, 80).add_all([(key, clips[key])], extractor, encode_mels)
-    size = next(tmp_path.glob("*.frames")).stat().st_size
-    code = (
-        "import sys; from llasm.features import FeatureCache; from pathlib import Path\n"
-        f"cache = FeatureCache(Path({str(tmp_path)!r}), 80); cache.make_room(0, {9 * size}, ['a'])\n"
-        "print('ready', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout.readline() == "ready\n"
-        writing = FeatureCache(tmp_path, 80)
-        writing.add_all([("c", clips["c"])], extractor, encode_mels)
-        cache = FeatureCache(tmp_path, 80)
-        with pytest.raises(LlasmError, match=r"of this data take .* beside .* of other runs at work; raise cache_gb"):
-            cache.make_room(n_bytes=size, limit_bytes=size, keys=[])
-        assert [key for key in clips if key in FeatureCache(tmp_path, 80)] == ["a", "c"]
-        other.kill()
-    cache.make_room(n_bytes=size, limit_bytes=2 * size, keys=[])
-    assert "a" not in cache and "c" in cache
-    del writing
-    cache.make_room(n_bytes=size, limit_bytes=size, keys=[])
-    assert len(list(tmp_path.glob("*.held"))) == 1 and not list(tmp_path.glob("*.frames"))
