@@ -371,3 +371,13 @@ def test_order_follows_from_seed_and_epoch():
 def test_held_out_rows_do_not_depend_on_the_order():
     samples = [Sample(str(i), [], [], [], False, False, []) for i in range(30)]
     assert {s.id for s in split(samples, 5, 0)[1]} == {s.id for s in split(samples[::-1], 5, 0)[1]}
+
+
+def test_what_is_held_out_is_trained_on_in_no_other_voice():
+    samples = [Sample(str(i), [], [f"text {i % 10}" if i < 20 else ""], [], False, i >= 20, []) for i in range(30)]
+    train, held_out = split(samples, 6, 0, texts_apart=True)
+    said = {text for sample in held_out for text in sample.texts} - {""}
+    assert said and said.isdisjoint(text for sample in train for text in sample.texts)
+    assert len(train) + len(held_out) < 30 and any(sample.silent for sample in train)
+    train, held_out = split(samples, 6, 0)
+    assert len(train) + len(held_out) == 30

@@ -216,10 +216,17 @@ def encoder_of(model: Any, device: Any) -> Any:
     return encode
 
 
-def split(samples: list[Sample], n_held_out: int, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """(train, held out): the rows whose hashed ids come first are held out, whatever the order of the rows."""
+def split(
+    samples: list[Sample], n_held_out: int, seed: int, texts_apart: bool = False
+) -> tuple[list[Sample], list[Sample]]:
+    """(train, held out): the rows whose hashed ids come first are held out, whatever the order of the rows.
+
+    texts_apart: what a held-out row says, in whatever voice, is in no row to train on; those rows are in neither.
+    """
     ranked = sorted(samples, key=lambda s: sha256(f"{seed}/{s.id}".encode()).digest())
-    return ranked[n_held_out:], ranked[:n_held_out]
+    held_out = ranked[:n_held_out]
+    said = {text for sample in held_out for text in sample.texts if text and texts_apart}
+    return [sample for sample in ranked[n_held_out:] if said.isdisjoint(sample.texts)], held_out
 
 
 def pad_frames(frames: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from llasm.errors import LlasmError
 from llasm.features import FeatureCache
 
 from .conversation import Renderer, with_texts
-from .data import Sample, cache_folder
+from .data import Sample, cache_folder, split
 from .recipe import Lora, Recipe
 from .spoken import GUARD_SHARE, LOGIT_ROWS
 
@@ -38,7 +38,8 @@ TRAINED_BYTES = {"adamw": 4 + 4 + 8, "adamw_8bit": 4 + 4 + 2}  # weight, gradien
 class Plan:
     """What a run is going to do."""
 
-    samples: list[Sample]
+    train: list[Sample]
+    held_out: list[Sample]
     left_out: int
     n_tokens: int
     n_learned: int
@@ -46,6 +47,11 @@ class Plan:
     hours: float
     parameters: dict[str, tuple[int, int]]  # part → (all, trained)
     memory_bytes: dict[str, float]
+
+    @property
+    def samples(self) -> list[Sample]:
+        """To train on and held out."""
+        return self.train + self.held_out
 
     def show(self, recipe: Recipe) -> None:
         losses = ", ".join(f"{name} × {weight:g}" for name, weight in recipe.loss_weights.items() if weight)
@@ -56,7 +62,7 @@ class Plan:
                 "rate does not reach its peak"
             )
         print(
-            f"data: {len(self.samples)} rows ({self.left_out} without speech left out), {self.hours:.2f} h of speech, "
+            f"data: {len(self.samples)} rows ({self.left_out} left out), {self.hours:.2f} h of speech, "
             f"{self.n_tokens:,} tokens, {self.n_learned:,} of them learned, longest row {self.longest}"
         )
         for part, (total, trained) in self.parameters.items():
@@ -79,15 +85,20 @@ def preflight(recipe: Recipe, samples: list[Sample], n_processes: int = 1) -> Pl
     _check_packages(recipe)
     model = checkpoint.outline(config)
     kept = _with_content(recipe, samples)
-    if recipe.held_out + recipe.batch_size > len(kept):
+    # ground learns texts by heart: one that is held out in another voice would say nothing of unheard ones.
+    train, held_out = split(kept, recipe.held_out, recipe.seed, texts_apart=recipe.stage == "ground")
+    if len(train) < recipe.batch_size:
+        twins = len(kept) - len(train) - len(held_out)
         raise LlasmError(
             f"recipe: held_out {recipe.held_out} and a step of batch_size {recipe.batch_size} take more rows than the "
-            f"{len(kept)} that the data has to use"
+            f"{len(kept)} that the data has to use" + (f", {twins} of which say what is held out" if twins else "")
         )
+    kept = train + held_out
     lengths, n_learned = _lengths(recipe, kept, config, processor)
     parameters = _parameters(recipe, model, lora)
     plan = Plan(
-        samples=kept,
+        train=train,
+        held_out=held_out,
         left_out=len(samples) - len(kept),
         n_tokens=sum(lengths),
         n_learned=n_learned,

@@ -30,7 +30,7 @@ from llasm.files import check_claimable, claimed, write_whole
 
 from .card import METRICS, write_results
 from .conversation import Rendered, Renderer, stop_ids_of
-from .data import Sample, Samples, encode_missing, open_cache, read_samples, split
+from .data import Sample, Samples, encode_missing, open_cache, read_samples
 from .ground import GroundCollator, GroundModel, unseen_words
 from .guard import guard_texts
 from .preflight import Plan, bases_of, check_memory, lora_config, preflight
@@ -92,7 +92,6 @@ def _run(recipe: Recipe, output: Path, plan: Plan, snapshot: str | None, rank: i
     arguments = _arguments(recipe, output, n_processes)
     model.to(arguments.device)
     cache = _encoded(recipe, model, processor, plan.samples, arguments)
-    seen, held_out = split(plan.samples, recipe.held_out, recipe.seed)
     weights = dict(recipe.loss_weights)
     repeats_by_ce = recipe.stage == "chat" and recipe.share_repeated
     if weights["kl"] and not repeats_by_ce and not any(sample.silent for sample in plan.samples):
@@ -106,8 +105,8 @@ def _run(recipe: Recipe, output: Path, plan: Plan, snapshot: str | None, rank: i
         model=stage,
         args=arguments,
         data_collator=collator,
-        train_dataset=Samples(seen, cache),
-        eval_dataset=Samples(held_out, cache),
+        train_dataset=Samples(plan.train, cache),
+        eval_dataset=Samples(plan.held_out, cache),
     )
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=snapshot)
@@ -122,7 +121,7 @@ def _run(recipe: Recipe, output: Path, plan: Plan, snapshot: str | None, rank: i
         "hours_of_speech": round(plan.hours, 3),
     }
     if recipe.stage == "ground":
-        figures["unseen_words"] = unseen_words(seen, held_out)
+        figures["unseen_words"] = unseen_words(plan.train, plan.held_out)
     with gathered(parameter for parameter in stage.parameters() if parameter.requires_grad):
         if rank == 0:
             checkpoint.save(peft or model, processor, output)
@@ -155,7 +154,7 @@ def _snapshot(recipe: Recipe, output: Path) -> str | None:
 def _check_continued(recipe: Recipe, output: Path, samples: list[Sample]) -> None:
     """A run goes on with the settings and rows that it began with; raises LlasmError, naming what differs."""
     file = output / SNAPSHOTS / "started.json"
-    rows = sha256(json.dumps([[sample.id, sample.keys] for sample in samples]).encode()).hexdigest()
+    rows = sha256(json.dumps(sorted([sample.id, sample.keys] for sample in samples)).encode()).hexdigest()
     settings = {name: value for name, value in asdict(recipe).items() if name not in _MAY_CHANGE} | {"rows": rows}
     if recipe.resume and file.exists():
         try:
