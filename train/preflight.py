@@ -40,7 +40,8 @@ class Plan:
 
     train: list[Sample]
     held_out: list[Sample]
-    left_out: int
+    left_out: int  # of the data's rows, without speech
+    twins: int  # that say what a held-out row says
     n_tokens: int
     n_learned: int
     longest: int
@@ -61,9 +62,11 @@ class Plan:
                 f"llasm: warning: warmup_steps {recipe.warmup_steps} takes all {recipe.n_steps} steps, so the learning "
                 "rate does not reach its peak"
             )
+        twins = f", {self.twins} that say what is held out" if self.twins else ""
         print(
-            f"data: {len(self.samples)} rows ({self.left_out} left out), {self.hours:.2f} h of speech, "
-            f"{self.n_tokens:,} tokens, {self.n_learned:,} of them learned, longest row {self.longest}"
+            f"data: {len(self.samples)} rows ({self.left_out} without speech left out{twins}), "
+            f"{self.hours:.2f} h of speech, {self.n_tokens:,} tokens, {self.n_learned:,} of them learned, "
+            f"longest row {self.longest}"
         )
         for part, (total, trained) in self.parameters.items():
             state = f"{trained / 1e6:.2f} M trained" if trained else "frozen"
@@ -87,27 +90,28 @@ def preflight(recipe: Recipe, samples: list[Sample], n_processes: int = 1) -> Pl
     kept = _with_content(recipe, samples)
     # ground learns texts by heart: one that is held out in another voice would say nothing of unheard ones.
     train, held_out = split(kept, recipe.held_out, recipe.seed, texts_apart=recipe.stage == "ground")
+    twins = len(kept) - len(train) - len(held_out)
     if len(train) < recipe.batch_size:
-        twins = len(kept) - len(train) - len(held_out)
         raise LlasmError(
             f"recipe: held_out {recipe.held_out} and a step of batch_size {recipe.batch_size} take more rows than the "
             f"{len(kept)} that the data has to use" + (f", {twins} of which say what is held out" if twins else "")
         )
-    kept = train + held_out
-    lengths, n_learned = _lengths(recipe, kept, config, processor)
+    used = train + held_out
+    lengths, n_learned = _lengths(recipe, used, config, processor)
     parameters = _parameters(recipe, model, lora)
     plan = Plan(
         train=train,
         held_out=held_out,
         left_out=len(samples) - len(kept),
+        twins=twins,
         n_tokens=sum(lengths),
         n_learned=n_learned,
         longest=max(lengths),
-        hours=sum(s.seconds for s in kept) / 3600,
+        hours=sum(s.seconds for s in used) / 3600,
         parameters=parameters,
         memory_bytes=_memory(recipe, config, parameters, max(lengths), n_processes),
     )
-    _check_disk(recipe, config, kept, parameters)
+    _check_disk(recipe, config, used, parameters)
     return plan
 
 
