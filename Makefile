@@ -43,4 +43,4 @@ test: install models lint  ## lint, then the tests that are neither slow nor gpu
 	$(BIN)/python -m pytest $(TESTS)
 
 train-tiny: install models  ## the embedded default anew, from the public text and speech in DATA (hours; goes on when run again)
-	train/tiny.sh $(DATA)
+	train/tiny.sh "$(DATA)"

@@ -1,7 +1,7 @@
 """Public question and instruction texts → the prompts that the embedded default learns from.
 
-    python -m llasm.data_gen.prompts TEXT_DIR OUT_DIR [--wordnet DIR] [--speech DIR]
-        [--ground N] [--voices N] [--align N] [--chat N]
+    python -m llasm.data_gen.prompts TEXT_DIR OUT_DIR [--wordnet DIR] [--word-list FILE] [--speech DIR]
+        [--ground N] [--words N] [--voices N] [--align N] [--chat N]
 
 TEXT_DIR holds `qa/*.jsonl` and `instructions/*` as their authors publish them (sources and licences are kept in every
 row's `meta`); --wordnet adds what WordNet's `data.*` files say, for `ground` only: what the aligner never saw it cannot
@@ -9,8 +9,9 @@ name, and they hold 7,700 names and most of the dictionary. Writes `ground.jsonl
 (disjoint), and `voices.jsonl`, an even share of ground's for voices beside the first. Held out are all of
 `webquestions_devtest` and every 20th row of each other source, of which `trivia.jsonl` has 500 of the open trivia, to
 evaluate with, and `dev.jsonl` the other held-out questions that have answers, to choose by; a prompt whose normalised
-text equals a held-out one is dropped. --speech adds `speech.jsonl`, recordings of speechocean762 and LJ Speech, and
-`speech_heldout.jsonl`: 15 speakers of speechocean762, and all of Kathleen.
+text equals a held-out one is dropped. --words adds `words.jsonl`, sentences made up of words of the list and of
+answers to the training questions that ground's texts hold too seldom. --speech adds `speech.jsonl`, recordings of
+speechocean762 and LJ Speech, and `speech_heldout.jsonl`: 15 speakers of speechocean762, and all of Kathleen.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ import json
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
+from llasm import weights
 from llasm.files import jsonl, write_whole
+
+from .carriers import carriers, seldom_said
 
 HELD_OUT_EVERY = 20
 HELD_OUT_SPEAKERS = 15
@@ -53,6 +57,8 @@ CREDITS = {  # whom the data cards and the model card name, by the beginning of 
     "clinc_oos": "github clinc/oos-eval",
     "snips_nlu": "github sonos/nlu-benchmark",
     "wordnet": "Princeton University, WordNet 3.0",
+    "carriers": "made up, of words of SCOWL, copyright 2000-2011 by Kevin Atkinson, and of answers in github "
+    "uberspot/OpenTriviaQA, google-research-datasets/natural-questions and brmson/dataset-factoid-webquestions",
     "speechocean762": "github jimbozhang/speechocean762",
     "ljspeech": "the LJ Speech data set, by Keith Ito and Linda Johnson",
     "kathleen": "github rhasspy/dataset-voice-kathleen",
@@ -174,9 +180,11 @@ def build(
     n_align: int,
     n_chat: int,
     dictionary: Path | None = None,
+    word_list: Path | None = None,
+    n_words: int = 0,
     seed: int = 0,
 ) -> dict[str, list[Row]]:
-    """The five lists of prompts; the held-out ones keep their text exactly as published."""
+    """The six lists of prompts; the held-out ones keep their text exactly as published."""
     rows: list[Row] = []
     heldout: list[Row] = []
     counts: Counter[str] = Counter()
@@ -205,7 +213,23 @@ def build(
     ground = [row for row in kept if row["id"] not in chosen][:n_ground]
     # Not the first ones: align and chat have taken the questions from there.
     voices = ground[:: max(1, len(ground) // n_voices)][:n_voices] if n_voices else []
-    return {"ground": ground, "voices": voices, "align": align, "chat": chat, "heldout": heldout}
+    words: list[Row] = []
+    if word_list and n_words:
+        listed = [line for line in word_list.read_text("utf-8").splitlines() if re.fullmatch("[A-Z]?[a-z]{2,}", line)]
+        answers = [str(answer) for row in kept for answer in row["meta"]["answers"]]  # type: ignore[index]
+        missing = seldom_said(listed + answers, (str(row["text"]) for row in ground), _tokens_of())
+        made = [text for text in carriers(missing, n_words, seed) if normalise(text) not in forbidden]
+        meta = credited("carriers", "of the words SCOWL's (free), of the answers CC BY-SA 4.0, CC BY-SA 3.0, CC BY 4.0")
+        words = [{"id": f"carriers-{i}", "text": text, "meta": meta} for i, text in enumerate(made)]
+    return {"ground": ground, "words": words, "voices": voices, "align": align, "chat": chat, "heldout": heldout}
+
+
+def _tokens_of() -> Callable[[str], int]:
+    """How many tokens of the embedded LLM a word is, behind a space."""
+    from transformers import AutoTokenizer
+
+    tokenize = AutoTokenizer.from_pretrained(weights.resolve("smollm2-135m-instruct")).tokenize
+    return lambda word: len(tokenize(f" {word}"))
 
 
 def recordings(root: Path, texts: list[str], seed: int = 0) -> tuple[list[Row], list[Row]]:
@@ -239,13 +263,23 @@ def main() -> None:
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--ground", type=int, default=10**9, help="at most this many prompts for `ground`")
     parser.add_argument("--voices", type=int, default=0, help="this many of them for other voices too")
+    parser.add_argument("--words", type=int, default=0, help="at most this many sentences of words seldom said")
     parser.add_argument("--align", type=int, default=4000, help="this many prompts for `align`")
     parser.add_argument("--chat", type=int, default=0, help="this many prompts for the last stage, `chat`")
     parser.add_argument("--wordnet", type=Path, metavar="DIR", help="folder of WordNet's data.noun, data.verb, …")
+    parser.add_argument("--word-list", type=Path, metavar="FILE", help="a dictionary's words, one a line, for --words")
     parser.add_argument("--speech", type=Path, metavar="DIR", help="folder of speechocean762, LJ Speech and Kathleen")
     args = parser.parse_args()
+    if args.words and not args.word_list:
+        parser.error("--words needs --word-list: /usr/share/dict/american-english, where Debian's wamerican puts it")
+    if args.word_list and not args.words:
+        parser.error("--word-list is for --words: say how many sentences to make of it")
+    for name in ("text_dir", "wordnet", "speech", "word_list"):
+        if (path := getattr(args, name)) and not path.exists():
+            parser.error(f"{path}: there is no such {'file' if name == 'word_list' else 'folder'}")
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    prompts = build(args.text_dir, args.ground, args.voices, args.align, args.chat, args.wordnet)
+    counts = (args.ground, args.voices, args.align, args.chat)
+    prompts = build(args.text_dir, *counts, args.wordnet, args.word_list, args.words)
     heldout = prompts.pop("heldout")
     for name, rows in prompts.items():
         lines = [{"id": row["id"], "messages": [_asked(row["text"])], "meta": row["meta"]} for row in rows]

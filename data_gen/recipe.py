@@ -138,6 +138,10 @@ class Vary:
     """Folders of noise recordings; without any, noise is generated."""
     music: list[str] = field(default_factory=list)
     """Folders of music, for no-speech samples; without any, chords are generated."""
+    licence: str = "unknown"
+    """Licence of the noise and music in the folders, as SPDX names it, for the data card."""
+    attribution: str = ""
+    """Whom to credit for them, for the data card."""
     snr_db: tuple[float, float] = (0.0, 20.0)
     """Signal-to-noise ratio in dB, drawn from this range."""
     gain_db: tuple[float, float] = (-20.0, 0.0)

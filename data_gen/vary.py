@@ -112,12 +112,13 @@ class Vary:
             generate = effects.generated_noise if kind == "noise" else effects.generated_music
             wave = effects.stretch_of(_wave(file), n_samples, rng) if file else generate(n_samples, rng)
             wave = effects.gain(wave, rng.uniform(-20, 0))
+        recorded = kind != "silence" and bool(getattr(self.vary, kind))
         answers = NOTHING_HEARD[row["meta"]["language"]]
         answer = answers[int(rng.integers(len(answers)))]
         meta = {
             "source": f"no speech: {kind}",
-            "licence": "generated" if kind == "silence" or not getattr(self.vary, kind) else "see the folder's own",
-            "attribution": "",
+            "licence": self.vary.licence if recorded else "generated",
+            "attribution": self.vary.attribution if recorded else "",
             "language": row["meta"]["language"],
             "truncated": False,
             "answered_by": "template",

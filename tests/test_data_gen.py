@@ -17,7 +17,6 @@ import pytest
 from llasm import asr, audio, effects
 from llasm.data_gen import respond
 from llasm.data_gen.build import build
-from llasm.data_gen.prompts import Truecaser, plain
 from llasm.data_gen.recipe import Recipe, Respond, Source, Speak, Vary, Verify, load_recipe
 from llasm.data_gen.respond import Respond as RespondStage
 from llasm.data_gen.runner import read_block
@@ -143,6 +142,22 @@ def test_a_changed_recipe_redoes_just_what_the_change_touches(tmp_path):
     assert silent and all(row["meta"]["texts"] == [""] and said(row) in NOTHING_HEARD["en"] for row in silent)
     clean = {row["id"]: row["audios"][0]["bytes"] for row in rows}
     assert all(clean[row["id"]] != clean[row["id"].partition("~")[0]] for row in rows if "~" in row["id"])
+
+
+def test_whose_noise_it_is_stands_in_the_card(tmp_path):
+    source = questions(tmp_path / "in.jsonl", 12, "{1} {0}")
+    (tmp_path / "noise").mkdir()
+    wave = effects.generated_noise(16_000, np.random.default_rng(0))
+    audio.write_wav(tmp_path / "noise" / "hum.wav", wave, 16_000)
+    vary = Vary(noise=[str(tmp_path / "noise")], no_speech_share=1.0, licence="CC-BY-3.0", attribution="Hum & Sons")
+    build(quick(source, tmp_path / "out", vary=vary))
+    rights = {
+        row["meta"]["source"]: (row["meta"]["licence"], row["meta"]["attribution"]) for row in rows_of(tmp_path / "out")
+    }
+    assert rights["no speech: noise"] == ("CC-BY-3.0", "Hum & Sons")
+    assert rights["no speech: music"] == ("generated", "")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Noise and music come from recordings of others: licence CC-BY-3.0, Hum & Sons." in card
 
 
 def said(row):
@@ -291,13 +306,6 @@ def test_effects_do_what_they_say():
         assert np.array_equal(effect(wave, rng(3)), effect(wave, rng(3)))
     for silent in (np.zeros(800, np.float32), np.zeros(0, np.float32)):
         assert np.array_equal(effects.add_noise(silent, noise, 0, rng(4)), silent)
-
-
-def test_prompts_are_written_one_way():
-    truecase = Truecaser(["He met Justin Bieber", "We saw Justin Bieber there"])
-    assert truecase("who is justin bieber") == "Who is Justin Bieber?"
-    assert truecase("play what i like") == "Play what I like."
-    assert plain("Where is the station?") and not plain("See https://example.org for more")
 
 
 # ---- voices

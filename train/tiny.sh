@@ -3,19 +3,22 @@
 #
 #   train/tiny.sh DATA_DIR [OUT_DIR]      (make train-tiny DATA=DATA_DIR)
 #
-# DATA_DIR holds text/qa, text/instructions, speech and noise (llasm/default/README.md names every source); WordNet lies
-# where Debian's wordnet-base puts it, or in $WORDNET. Each step is a command that a person could type; run again, the
-# script goes on where it was interrupted. The checkpoint is then in OUT_DIR/llasm-tiny, the figures in OUT_DIR/evals.
+# DATA_DIR holds text/qa, text/instructions, speech and noise (llasm/default/README.md names every source); WordNet and a
+# list of words lie where Debian's wordnet-base and wamerican put them, or in $WORDNET and $WORDS. Each step is a command
+# that a person could type; run again, the script goes on where it was interrupted. The checkpoint is then in
+# OUT_DIR/llasm-tiny, the figures in OUT_DIR/evals.
 set -euo pipefail
 data=$(realpath "${1:?usage: train/tiny.sh DATA_DIR [OUT_DIR]}")
 out=${2:-runs/tiny}
-wordnet=${WORDNET:-/usr/share/wordnet}
+wordnet=$(realpath -m "${WORDNET:-/usr/share/wordnet}")
+words=$(realpath -m "${WORDS:-/usr/share/dict/american-english}")
 bin=$(realpath "${BIN:-.venv/bin}")
-noise="[\"$data/noise/esc10\"]"
+noise=(--vary.noise "[\"$data/noise/esc10\"]" --vary.licence "CC BY 3.0" --vary.attribution "github karoldvl/ESC-10")
 for program in espeak-ng flite; do
     command -v "$program" >/dev/null || { echo "train/tiny.sh: needs the program $program" >&2; exit 2; }
 done
 [ -f "$wordnet/data.noun" ] || { echo "train/tiny.sh: no WordNet in $wordnet; set WORDNET" >&2; exit 2; }
+[ -f "$words" ] || { echo "train/tiny.sh: no list of words at $words; set WORDS" >&2; exit 2; }
 mkdir -p "$out" && cd "$out"
 
 # What the steps took on 2 cores with AMX, scaled to this machine by the time of a training step of the aligner.
@@ -37,22 +40,27 @@ started = time.perf_counter()
 for _ in range(8):
     step()
 factor = (time.perf_counter() - started) / 8 / 0.24
-steps = {"speak": 27, "encode": 39, "ground": 45, "answer": 5, "align": 6, "chat": 12, "evals": 16}
+steps = {"speak": 43, "encode": 54, "ground": 72, "answer": 5, "align": 6, "chat": 12, "evals": 16}
 for name, minutes in steps.items():
     print(f"{name:10} about {minutes * factor:5.0f} min")
-print(f"{'all':10} about {sum(steps.values()) * factor / 60:5.1f} h; 30 GB of disk", flush=True)
+print(f"{'all':10} about {sum(steps.values()) * factor / 60:5.1f} h; 50 GB of disk", flush=True)
 PY
-"$bin/python" -m llasm.data_gen.prompts "$data/text" data/tiny/prompts --wordnet "$wordnet" --speech "$data/speech" \
-    --ground 84000 --voices 12000 --align 3000 --chat 2500
+"$bin/python" -m llasm.data_gen.prompts "$data/text" data/tiny/prompts --wordnet "$wordnet" --word-list "$words" \
+    --speech "$data/speech" --ground 84000 --words 60000 --voices 8000 --align 3000 --chat 2500
 "$bin/llasm" data build tiny_ground
-"$bin/llasm" data build tiny_voices --vary.noise "$noise"
-"$bin/llasm" data build tiny_people --vary.noise "$noise"
-"$bin/llasm" data build tiny_align --vary.noise "$noise"
-"$bin/llasm" data build tiny_default_chat --vary.noise "$noise"
+"$bin/llasm" data build tiny_words
+"$bin/llasm" data build tiny_voices "${noise[@]}"
+"$bin/llasm" data build tiny_people "${noise[@]}"
+"$bin/llasm" data build tiny_align "${noise[@]}"
+"$bin/llasm" data build tiny_default_chat "${noise[@]}"
 "$bin/llasm" train tiny_ground --resume
 "$bin/llasm" train tiny_align --resume
 "$bin/llasm" train tiny_default_chat --resume
-[ -d llasm-tiny ] || "$bin/llasm" export --model runs/tiny_default_chat --format adapter --output llasm-tiny
+if [ ! -d llasm-tiny ]; then
+    rm -rf unfinished
+    "$bin/llasm" export --model runs/tiny_default_chat --format adapter --output unfinished
+    mv unfinished llasm-tiny
+fi
 
 # The figures of the card.
 ask() {

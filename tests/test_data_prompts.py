@@ -1,0 +1,136 @@
+"""Public texts → prompts of the embedded default: what is held out, how it is written, what is made up."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from llasm.data_gen import prompts
+from llasm.data_gen.carriers import carriers, seldom_said, words_in
+
+
+def tokens(word):
+    return 1 if len(word) < 6 else 2 if len(word) < 9 else 3
+
+
+def letters(i):
+    return "Abcdefghij"[i // 10] + 2 * "klmnopqrst"[i % 10]
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """A folder with a few rows of each source, as their authors publish them."""
+    qa, instructions = tmp_path / "text" / "qa", tmp_path / "text" / "instructions"
+    for name, n in (("webquestions_devtest", 3), ("open_trivia", 100)):
+        rows = [
+            {
+                "question": f"Who met {name.replace('_', ' ')} person number {i}?",
+                "answers": [f"Zorblatt {letters(i)}"],
+                "licence": "CC",
+            }
+            for i in range(n)
+        ]
+        rows.append({**rows[0], "question": "WHO met webquestions devtest person, number 1"})
+        (qa / f"{name}.jsonl").parent.mkdir(parents=True, exist_ok=True)
+        (qa / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {
+        "disfl_qa/train.json": {"a": {"original": "What is a river called?"}},
+        "disfl_qa/dev.json": {},
+        "self_instruct/seed_tasks.jsonl": {"instruction": "Write a short poem about rain."},
+        "llms_from_scratch_instructions/instruction-data.json": [{"instruction": "Name three colours.", "input": ""}],
+        "open_assistant_sample/en_100_tree.jsonl": {"prompt": {"text": "How do I bake bread?"}},
+        "slurp_text/devel.jsonl": {"sentence": "wake me up at seven"},
+        "clinc_oos/data_full.json": {"train": [["how much is my bill", "bill"]]},
+        "snips_nlu/PlayMusic/train_PlayMusic_full.json": {"PlayMusic": [{"data": [{"text": "play some jazz please"}]}]},
+    }
+    for name, content in files.items():
+        (instructions / name).parent.mkdir(parents=True, exist_ok=True)
+        (instructions / name).write_text(json.dumps(content))
+    return tmp_path / "text"
+
+
+def test_a_prompt_is_written_one_way():
+    truecase = prompts.Truecaser(["He met Justin Bieber", "We saw Justin Bieber there"])
+    assert truecase("who is justin bieber") == "Who is Justin Bieber?"
+    assert truecase("play what i like") == "Play what I like."
+    assert prompts.plain("Where is the station?") and not prompts.plain("See https://example.org for more")
+
+
+def test_no_list_says_what_is_held_out(texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(prompts, "_tokens_of", lambda: tokens)
+    listed = tmp_path / "list"
+    listed.write_text("ant\nbee\nBritain\nBritain's\nclé\n" + "\n".join(f"cat{c}" for c in "abcdefgh"))
+    made = prompts.build(texts, 10**9, 20, 10, 10, word_list=listed, n_words=500)
+    aside = {prompts.normalise(row["text"]) for row in made.pop("heldout")}
+    assert len(aside) == 3 + 5  # all of devtest, and every 20th of the trivia
+    for name, rows in made.items():
+        assert rows and not aside & {prompts.normalise(row["text"]) for row in rows}, name
+    learned = [{row["id"] for row in made[name]} for name in ("ground", "align", "chat")]
+    assert sum(map(len, learned)) == len(set.union(*learned))
+    made_up = " ".join(row["text"] for row in made["words"])
+    assert "Britain" in made_up and "clé" not in made_up
+    answered = {i for i in range(100) if f"Zorblatt {letters(i)}" in made_up}
+    assert answered and not any(i % 20 == 19 for i in answered)  # every 20th is held out, with its answer
+
+
+def test_questions_to_choose_by_are_not_those_to_report(texts, tmp_path, monkeypatch):
+    speech, out = tmp_path / "speech", tmp_path / "out"
+    recordings = {
+        "speechocean762_adult_train": [f"s{i % 20}" for i in range(40)],
+        "kathleen_cc0": ["kathleen"] * 3,
+    }
+    for name, speakers in recordings.items():
+        (speech / name).mkdir(parents=True)
+        rows = [
+            {"id": f"{name}-{i}", "audio": f"{i}.flac", "text": "GOOD DAY", "speaker": s}
+            for i, s in enumerate(speakers)
+        ]
+        (speech / name / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (speech / "ljspeech_bits").mkdir()
+    (speech / "ljspeech_bits" / "metadata.csv").write_text("LJ1|Printing.|Printing.\n")
+    monkeypatch.setattr(prompts, "N_TRIVIA", 2)
+    monkeypatch.setattr("sys.argv", ["prompts", str(texts), str(out), "--align", "5", "--speech", str(speech)])
+    prompts.main()
+
+    def read(name):
+        return [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
+
+    assert [row["id"] for row in read("trivia")] == ["open_trivia-19", "open_trivia-39"]
+    assert [row["id"] for row in read("dev")] == ["open_trivia-59", "open_trivia-79", "open_trivia-99"]
+    trained, held_out = ({row.get("speaker") for row in read(name)} for name in ("speech", "speech_heldout"))
+    assert len(held_out) == 15 + 1 and "kathleen" in held_out and len(trained) == 5 + 1 and not trained & held_out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--words", "5"], "--words needs --word-list"),
+        (["--word-list", "nowhere"], "--word-list is for --words"),
+        (["--words", "5", "--word-list", "nowhere"], "nowhere: there is no such file"),
+        (["--wordnet", "nowhere"], "nowhere: there is no such folder"),
+    ],
+)
+def test_what_is_not_there_is_one_line(texts, tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.setattr("sys.argv", ["prompts", str(texts), str(tmp_path / "out"), *options])
+    with pytest.raises(SystemExit):
+        prompts.main()
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_words_are_missing_by_how_often_they_were_said():
+    said = ["The ants came.", "Ants, ants' and a giraffe's neck: hippopotamus"]
+    missing = seldom_said(["ants", "giraffe", "hippopotamus", "Ann Lee", "R2D2", "a b c d e", ""], said, tokens)
+    assert missing == {"ants": 17, "giraffe": 3, "hippopotamus": 1, "Ann Lee": 20}
+    assert words_in("It's Tom's; don't") == ["it", "tom", "don't"]
+
+
+def test_carriers_say_each_word_as_often_as_it_is_missing():
+    missing = {"ants": 9, "bees": 7, "cats": 8, "dogs": 8, "Ann Lee": 4, "Bo": 4, "Cy": 4}
+    sentences = list(carriers(missing, 10**6))
+    assert sentences == list(carriers(missing, 10**6)) != list(carriers(missing, 10**6, seed=1))
+    assert sentences[:3] == list(carriers(missing, 3))
+    found = Counter(word for sentence in sentences for word in words_in(sentence))
+    assert all(found[words_in(entry)[0]] <= times for entry, times in missing.items())
+    assert sum(found[word] for word in ("ants", "bees", "cats", "dogs")) >= 32 - 4
+    assert list(carriers({}, 5)) == [] and list(carriers({"ants": 1}, 5)) == []
