@@ -279,7 +279,12 @@ def main() -> None:
             parser.error(f"{path}: there is no such {'file' if name == 'word_list' else 'folder'}")
     args.out_dir.mkdir(parents=True, exist_ok=True)
     counts = (args.ground, args.voices, args.align, args.chat)
-    prompts = build(args.text_dir, *counts, args.wordnet, args.word_list, args.words)
+    try:
+        prompts = build(args.text_dir, *counts, args.wordnet, args.word_list, args.words)
+    except FileNotFoundError as error:
+        parser.error(
+            f"{error.filename}: there is no such file; TEXT_DIR holds its sources as their authors publish them"
+        )
     heldout = prompts.pop("heldout")
     for name, rows in prompts.items():
         lines = [{"id": row["id"], "messages": [_asked(row["text"])], "meta": row["meta"]} for row in rows]

@@ -118,6 +118,14 @@ def test_what_is_not_there_is_one_line(texts, tmp_path, monkeypatch, capsys, opt
     assert not (tmp_path / "out").exists()
 
 
+def test_a_source_that_is_missing_is_named(texts, tmp_path, monkeypatch, capsys):
+    (texts / "instructions" / "disfl_qa" / "dev.json").unlink()
+    monkeypatch.setattr("sys.argv", ["prompts", str(texts), str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        prompts.main()
+    assert "disfl_qa/dev.json: there is no such file" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_words_are_missing_by_how_often_they_were_said():
     said = ["The ants came.", "Ants, ants' and a giraffe's neck: hippopotamus"]
     missing = seldom_said(["ants", "giraffe", "hippopotamus", "Ann Lee", "R2D2", "a b c d e", ""], said, tokens)

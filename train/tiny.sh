@@ -17,6 +17,7 @@ noise=(--vary.noise "[\"$data/noise/esc10\"]" --vary.licence "CC BY 3.0" --vary.
 for program in espeak-ng flite; do
     command -v "$program" >/dev/null || { echo "train/tiny.sh: needs the program $program" >&2; exit 2; }
 done
+[ -d "$data/text/qa" ] || { echo "train/tiny.sh: $data holds no text/qa; see the card for what DATA_DIR holds" >&2; exit 2; }
 [ -f "$wordnet/data.noun" ] || { echo "train/tiny.sh: no WordNet in $wordnet; set WORDNET" >&2; exit 2; }
 [ -f "$words" ] || { echo "train/tiny.sh: no list of words at $words; set WORDS" >&2; exit 2; }
 mkdir -p "$out" && cd "$out"
