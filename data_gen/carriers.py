@@ -68,9 +68,10 @@ def carriers(missing: dict[str, int], n: int, seed: int = 0) -> Iterator[str]:
     while n and any(pools.values()):
         [(templates, pool)] = rng.choices(list(pools.items()), [len(pool) for pool in pools.values()])
         template = rng.choice(templates)
-        if len(pool) < template.count("{}"):
+        n_slots = template.count("{}")
+        if len(pool) < n_slots:
             pool.clear()
             continue
-        sentence = template.format(*(pool.pop() for _ in range(template.count("{}"))))
+        sentence = template.format(*(pool.pop() for _ in range(n_slots)))
         yield sentence[0].upper() + sentence[1:]
         n -= 1

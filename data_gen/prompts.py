@@ -281,10 +281,9 @@ def main() -> None:
     counts = (args.ground, args.voices, args.align, args.chat)
     try:
         prompts = build(args.text_dir, *counts, args.wordnet, args.word_list, args.words)
+        spoken = recordings(args.speech, [str(row["text"]) for row in prompts["ground"]]) if args.speech else None
     except FileNotFoundError as error:
-        parser.error(
-            f"{error.filename}: there is no such file; TEXT_DIR holds its sources as their authors publish them"
-        )
+        parser.error(f"{error.filename}: there is no such file; the sources must lie as their authors publish them")
     heldout = prompts.pop("heldout")
     for name, rows in prompts.items():
         lines = [{"id": row["id"], "messages": [_asked(row["text"])], "meta": row["meta"]} for row in rows]
@@ -295,8 +294,8 @@ def main() -> None:
     _write(args.out_dir / "trivia.jsonl", trivia)
     tested |= {row["id"] for row in asked if row["source"] == "webquestions_devtest"}
     _write(args.out_dir / "dev.jsonl", [row for row in asked if row["id"] not in tested])
-    if args.speech:
-        training, others = recordings(args.speech, [str(row["text"]) for row in prompts["ground"]])
+    if spoken:
+        training, others = spoken
         _write(args.out_dir / "speech.jsonl", training)
         _write(args.out_dir / "speech_heldout.jsonl", others)
 

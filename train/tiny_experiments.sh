@@ -32,11 +32,11 @@ part all 8 4  # 16 hours, of which 300 steps hear 10; half of it twice as often
 part half 4 2
 part quarter 2 1
 part one_voice 16 0
-# The same voices without noise, rooms and lines.
-[ -f data/clean/README.md ] || "$bin/llasm" data build tiny_voices --output data/clean --vary.variants 0 \
-    --sources "[{\"path\": \"$prompts/voices.jsonl\", \"limit\": 4000}]"
 
 chosen() { [[ $wanted == "  " || $wanted == *" $1 "* ]]; }
+# The same voices without noise, rooms and lines.
+! chosen clean || [ -f data/clean/README.md ] || "$bin/llasm" data build tiny_voices --output data/clean \
+    --vary.variants 0 --sources "[{\"path\": \"$prompts/voices.jsonl\", \"limit\": 4000}]"
 train() {  # RECIPE NAME [options]
     [ -f "runs/$2/metrics.json" ] || "$bin/llasm" train "$1" --output "runs/$2" --n_examples 0 --resume "${@:3}"
     rm -rf "runs/$2/snapshots"
