@@ -267,6 +267,17 @@ def test_cache_and_snapshots_share_a_disk(bases, tmp_path, spoken, monkeypatch):
         planned(spoken, tmp_path / "out", **bases)
 
 
+def test_frames_that_the_cache_holds_need_no_room(bases, tmp_path, spoken, monkeypatch):
+    ground = recipe(spoken, tmp_path / "ground", "ground", batch_size=2, n_steps=1, n_examples=0, bf16=False, **bases)
+    train(ground)
+    snapshots = 36 * sum(trained for _, trained in planned(spoken, tmp_path / "out", **bases).parameters.values())
+    free = shutil._ntuple_diskusage(10**12, 0, int(snapshots * 1.001))
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: free)
+    assert planned(spoken, tmp_path / "out", **bases)
+    with pytest.raises(LlasmError, match=r"snapshots take about .* beside .* for the encoder's frames"):
+        planned(spoken, tmp_path / "out", cache=str(tmp_path / "another"), **bases)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -120,6 +120,9 @@ def _described(recipe: Recipe) -> tuple[Any, Any, Lora | None]:
     if not recipe.init:
         audio_base, text_base = bases_of(recipe)
         config, processor = checkpoint.describe_bases(audio_base, text_base, recipe.adapter, recipe.template_text)
+        audio_dir = weights.resolve(audio_base, with_weights=False)
+        if any(audio_dir.glob("*.safetensors")):  # without them here, no frames of theirs can be cached either
+            config.bases = {"audio": {"sha256": weights.content_hash(audio_dir)}}
         return config, processor, recipe.lora if recipe.stage == "chat" else None
     directory = checkpoint.locate(recipe.init)
     checkpoint.refuse_merged(directory)
