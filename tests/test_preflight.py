@@ -101,9 +101,10 @@ def test_a_data_set_without_audio(bases, tmp_path, spoken):
 
 def test_rows_that_break_the_contract(bases, tmp_path, spoken):
     def asked(row):
-        return {**row, "messages": row["messages"][:1]}
+        more = {"role": "user", "content": [{"type": "text", "text": "And then?"}]}
+        return {**row, "messages": [*row["messages"], more]}
 
-    with pytest.raises(LlasmError, match=r"asked: row 'in-2': must .* end with the assistant's answer.*\(and 3 more\)"):
+    with pytest.raises(LlasmError, match=r"asked: row 'in-2': must end with the assistant's answer.*\(and 3 more\)"):
         planned(rewritten(spoken, tmp_path / "asked", asked), tmp_path / "out", **bases)
     with pytest.raises(LlasmError, match=r"shard-00000.parquet: has no column 'audios'"):
         planned(rewritten(spoken, tmp_path / "other", lambda row: {"id": row["id"]}), tmp_path / "out", **bases)
@@ -112,6 +113,26 @@ def test_rows_that_break_the_contract(bases, tmp_path, spoken):
         planned(wrong, tmp_path / "out", **bases)
     with pytest.raises(LlasmError, match=r"nowhere: holds no data/\*\.parquet"):
         planned(str(tmp_path / "nowhere"), tmp_path / "out", **bases)
+
+
+def test_rows_without_an_answer_are_repeated(bases, tmp_path, spoken, capsys):
+    def unanswered(row):
+        messages = [message for message in row["messages"] if message["role"] == "user"]
+        return {**row, "messages": messages, "meta": {**row["meta"], "truncated": True}}
+
+    made = recipe(rewritten(spoken, tmp_path / "unanswered", unanswered), tmp_path / "out", batch_size=2, **bases)
+    plan = preflight(made, read_samples(made.data))
+    for sample in plan.samples:
+        assert sample.messages[-1]["content"] == [{"type": "text", "text": sample.texts[0]}]
+        assert sample.repeats and not sample.truncated and len(sample.keys) == len(sample.texts) == 1
+    plan.show(made)
+    assert "data: 8 rows (0 without speech left out; 8 to repeat instead of an answer)" in capsys.readouterr().out
+
+    def unknown(row):
+        return {**unanswered(row), "meta": {**row["meta"], "texts": [""] * len(row["audios"])}}
+
+    with pytest.raises(LlasmError, match="unknown: row 'in-2': has neither an answer nor a transcript to repeat"):
+        planned(rewritten(spoken, tmp_path / "unknown", unknown), tmp_path / "out", **bases)
 
 
 def with_(row, path, value):

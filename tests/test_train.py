@@ -158,9 +158,8 @@ def test_each_answer_has_one_teacher(bases, spoken, tmp_path):
     alone = stage(**collate([(silent, 0)]))
     assert float(alone["kl"]) == 0 < float(alone["ce"]) and float(wanted["kl"]) > 0
     for by_ce, learned in ((False, "kl"), (True, "ce")):  # LoRA learns to repeat from the words themselves
-        repeat = SpokenCollator(
-            Cache(), Renderer(processor, {0}), processor.tokenizer, weights, repeat_share=1, repeats_by_ce=by_ce
-        )([(said, 0)])
+        collate = SpokenCollator(Cache(), Renderer(processor, {0}), processor.tokenizer, weights, repeats_by_ce=by_ce)
+        repeat = collate([(as_repetition(said, 1, 0), 0)])
         assert repeat["counts"][learned] == repeat["spoken"][0].learned.sum() > len("hello")
         assert float(stage(**repeat)[learned]) > 0
 
@@ -355,9 +354,12 @@ def test_repetition_and_transcripts():
     audio_turn = {"role": "user", "content": [{"type": "audio", "text": None}]}
     answer = {"role": "assistant", "content": [{"type": "text", "text": "no"}]}
     sample = Sample("a", [audio_turn, answer], ["hello"], ["k"], True, False, [1.0])
-    assert as_repetition(sample, 0.0, 0) == (sample.messages, True)
-    repeated, truncated = as_repetition(sample, 1.0, 0)
-    assert repeated[-1]["content"][0]["text"] == "hello" and not truncated
+    assert as_repetition(sample, 0.0, 0) == sample
+    unanswered = replace(sample, messages=[audio_turn, audio_turn], texts=["hello", "you"], keys=["k", "l"])
+    for repeated in (as_repetition(sample, 1.0, 0), as_repetition(unanswered, 0.0, 0)):
+        assert repeated.messages[-1]["content"][0]["text"] == "hello" and not repeated.truncated and repeated.repeats
+        assert repeated.keys == ["k"] and repeated.texts == ["hello"]
+    assert as_repetition(replace(sample, texts=[""]), 1.0, 0).messages == sample.messages  # nobody knows what was said
     assert with_texts(sample.messages, sample.texts)[0]["content"] == [{"type": "text", "text": "hello"}]
 
 

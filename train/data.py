@@ -45,11 +45,16 @@ class Sample:
     clip_seconds: list[float]  # of each audio
     origin: str = ""  # the data set's folder
     licence: str = ""
+    repeats: bool = False  # the answer is what the audio says (`spoken.as_repetition`)
 
     @property
     def seconds(self) -> float:
         """Of all its audio."""
         return sum(self.clip_seconds)
+
+    @property
+    def answered(self) -> bool:
+        return any(message["role"] == "assistant" for message in self.messages)
 
 
 def _parts(row: Row, kind: str = "", role: str = "") -> list[Row]:

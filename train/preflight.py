@@ -24,7 +24,7 @@ from llasm.features import FeatureCache
 from .conversation import Renderer, with_texts
 from .data import Sample, cache_folder, split
 from .recipe import Lora, Recipe
-from .spoken import GUARD_SHARE, LOGIT_ROWS
+from .spoken import GUARD_SHARE, LOGIT_ROWS, as_repetition
 
 SHOWN_ROWS = 5  # faulty rows that an error names
 GB = 1e9
@@ -63,8 +63,10 @@ class Plan:
                 "rate does not reach its peak"
             )
         twins = f", {self.twins} that say what is held out" if self.twins else ""
+        n_repeated = sum(sample.repeats for sample in self.samples)
+        repeated = f"; {n_repeated} to repeat instead of an answer" if n_repeated else ""
         print(
-            f"data: {len(self.samples)} rows ({self.left_out} without speech left out{twins}), "
+            f"data: {len(self.samples)} rows ({self.left_out} without speech left out{twins}{repeated}), "
             f"{self.hours:.2f} h of speech, {self.n_tokens:,} tokens, {self.n_learned:,} of them learned, "
             f"longest row {self.longest}"
         )
@@ -121,7 +123,8 @@ def _described(recipe: Recipe) -> tuple[Any, Any, Lora | None]:
         audio_base, text_base = bases_of(recipe)
         config, processor = checkpoint.describe_bases(audio_base, text_base, recipe.adapter, recipe.template_text)
         audio_dir = weights.resolve(audio_base, with_weights=False)
-        if any(audio_dir.glob("*.safetensors")):  # without them here, no frames of theirs can be cached either
+        # Its hash names the folder of its frames, where there are any.
+        if cache_folder(config, recipe.cache).is_dir() and any(audio_dir.glob("*.safetensors")):
             config.bases = {"audio": {"sha256": weights.content_hash(audio_dir)}}
         return config, processor, recipe.lora if recipe.stage == "chat" else None
     directory = checkpoint.locate(recipe.init)
@@ -182,7 +185,8 @@ def _with_content(recipe: Recipe, samples: list[Sample]) -> list[Sample]:
     # ground learns words, align speech; a typed conversation is something to learn in chat alone.
     if recipe.stage == "ground":
         return [sample for sample in samples if any(sample.texts) or sample.silent]
-    return [sample for sample in samples if sample.keys] if recipe.stage == "align" else samples
+    spoken = [sample for sample in samples if sample.keys] if recipe.stage == "align" else samples
+    return [as_repetition(sample, recipe.share_repeated, recipe.seed) for sample in spoken]
 
 
 def _fault(recipe: Recipe, sample: Sample) -> str:
@@ -195,8 +199,12 @@ def _fault(recipe: Recipe, sample: Sample) -> str:
         return f"{where}: a clip is longer than {limit} s; `llasm data build` cuts long audio"
     if recipe.stage == "ground":
         return ""
-    if sample.messages[0]["role"] == "assistant" or sample.messages[-1]["role"] != "assistant":
-        return f"{where}: must begin with the user or system and end with the assistant's answer"
+    if sample.messages[0]["role"] == "assistant":
+        return f"{where}: begins with the assistant; it must begin with the user or system"
+    if not sample.answered and not any(sample.texts[:1]):
+        return f"{where}: has neither an answer nor a transcript to repeat"
+    if sample.answered and sample.messages[-1]["role"] != "assistant":
+        return f"{where}: must end with the assistant's answer"
     if recipe.loss_weights["kl"] and not all(sample.texts) and not sample.silent:
         return f"{where}: a clip has no transcript, which kl compares with; leave it out, or switch kl off"
     return ""

@@ -121,7 +121,8 @@ class Recipe:
     """Temperature of both distributions in `kl` (AZeroS and Ultravox use 2)."""
     repeat_share: float | None = None
     """align and chat: share of samples that ask to repeat what was said instead of answering it (align 0.15, chat
-    0). LoRA learns them by `ce`, since a small LLM repeats badly even what it reads; align, without LoRA, by `kl`."""
+    0), beside the rows that have no answer. LoRA learns them by `ce`, since a small LLM repeats badly even what it
+    reads; align, without LoRA, by `kl`."""
     held_out: int = 256
     """Rows kept aside for the held-out figures (drawn by id)."""
     n_examples: int = 4

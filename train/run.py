@@ -241,7 +241,7 @@ def _stage(
             guards = guard_texts(model, processor, renderer)
     collator, eval_collator = (
         SpokenCollator(
-            cache, renderer, processor.tokenizer, weights, recipe.share_repeated, recipe.seed, guard, share,
+            cache, renderer, processor.tokenizer, weights, recipe.seed, guard, share,
             repeats_by_ce=recipe.stage == "chat",
         )
         for guard, share in zip(guards, (GUARD_SHARE, 1.0), strict=True)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from llasm.errors import LlasmError
 from llasm.features import FeatureCache
 from llasm.modeling_llasm import flatten
 
-from .conversation import Messages, Rendered, Renderer, with_texts
+from .conversation import Rendered, Renderer, with_texts
 from .data import Sample, pad_frames
 from .losses import combined, sampled_ctc, softened_kl
 
@@ -45,20 +46,21 @@ GUARD_SHARE = 0.25
 LOGIT_ROWS = 2048
 
 
-def as_repetition(sample: Sample, share: float, seed: int) -> tuple[Messages, bool]:
-    """The sample's messages, or for a share of the samples (by id) its first audio with the wish to repeat it.
-
-    Returns (messages, whether the last message was cut off).
-    """
+def as_repetition(sample: Sample, share: float, seed: int) -> Sample:
+    """For a share of the samples (by id), and for all that nobody answers, their first audio with the wish to repeat
+    it, and what it says as the answer; else the sample as it is."""
+    if not sample.texts or not sample.texts[0]:  # nothing was said, or nobody knows what
+        return sample
     key = f"repeat/{seed}/{sample.id}"
-    if draw(key) >= share or not sample.texts[0]:  # nothing was said, or nobody knows what
-        return sample.messages, sample.truncated
+    if draw(key) >= share and sample.answered:
+        return sample
     wish = {"type": "text", "text": REPEAT_PROMPTS[seed_of(key) % len(REPEAT_PROMPTS)]}
-    answer = [{"type": "text", "text": sample.texts[0]}]
-    return [
+    messages = [
         {"role": "user", "content": [{"type": "audio"}, wish]},
-        {"role": "assistant", "content": answer},
-    ], False
+        {"role": "assistant", "content": [{"type": "text", "text": sample.texts[0]}]},
+    ]
+    first = {name: getattr(sample, name)[:1] for name in ("texts", "keys", "clip_seconds")}
+    return replace(sample, messages=messages, truncated=False, repeats=True, **first)
 
 
 class SpokenCollator:
@@ -70,7 +72,6 @@ class SpokenCollator:
         renderer: Renderer,
         tokenizer: Any,
         weights: dict[str, float],
-        repeat_share: float = 0.0,
         seed: int = 0,
         guard: list[Rendered] | None = None,
         guard_share: float = GUARD_SHARE,
@@ -78,7 +79,7 @@ class SpokenCollator:
     ) -> None:
         """guard: texts of which a sample brings one along, with the probability `guard_share`."""
         self.cache, self.renderer, self.tokenizer = cache, renderer, tokenizer
-        self.weights, self.repeat_share, self.seed = weights, repeat_share, seed
+        self.weights, self.seed = weights, seed
         self.guard, self.guard_share, self.repeats_by_ce = guard or [], guard_share, repeats_by_ce
 
     def __call__(self, samples: list[tuple[Sample, int]]) -> dict[str, Any]:
@@ -86,25 +87,19 @@ class SpokenCollator:
         batch: dict[str, Any] = {"spoken": [], "typed": [], "targets": [], "taught": [], "guard": []}
         frames: list[Tensor] = []
         for sample, _ in samples:
-            messages, truncated = sample.messages, sample.truncated
-            repeats = False
-            if self.repeat_share and sample.keys:
-                messages, truncated = as_repetition(sample, self.repeat_share, self.seed)
-                repeats = messages is not sample.messages
-            spoken = self.renderer(messages, truncated)
+            spoken = self.renderer(sample.messages, sample.truncated)
             batch["spoken"].append(spoken)
-            n_audios = sum(part["type"] == "audio" for m in messages for part in m["content"])
             if self.weights["kl"]:
-                typed = self.renderer(with_texts(messages, sample.texts), truncated)
+                typed = self.renderer(with_texts(sample.messages, sample.texts), sample.truncated)
                 if not torch.equal(spoken.answer, typed.answer):
                     raise LlasmError(f"{sample.id}: its answer is tokenised differently behind speech and behind text")
                 batch["typed"].append(typed)
-            frames += [self.cache.get(key).float() for key in sample.keys[:n_audios]]
-            ids = self.tokenizer(sample.texts[:n_audios], add_special_tokens=False)["input_ids"] if n_audios else []
-            known = [bool(text) or sample.silent for text in sample.texts[:n_audios]]
+            frames += [self.cache.get(key).float() for key in sample.keys]
+            ids = self.tokenizer(sample.texts, add_special_tokens=False)["input_ids"] if sample.texts else []
+            known = [bool(text) or sample.silent for text in sample.texts]
             pairs = zip(ids, known, strict=True)
             batch["targets"] += [torch.tensor(i, dtype=torch.long) if known else None for i, known in pairs]
-            batch["taught"].append(not sample.silent and not (repeats and self.repeats_by_ce))
+            batch["taught"].append(not sample.silent and not (sample.repeats and self.repeats_by_ce))
         # Under ZeRO-3 all processes gather the same layers, so a part of the loss that one batch has nothing for is
         # computed all the same, on a stand-in that weighs nothing.
         batch["has_audio"] = bool(frames)
