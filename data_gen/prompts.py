@@ -1,12 +1,13 @@
 """Public question and instruction texts → the prompts that the embedded default learns from.
 
     python -m llasm.data_gen.prompts TEXT_DIR OUT_DIR [--wordnet DIR] [--word-list FILE] [--speech DIR]
-        [--ground N] [--words N] [--voices N] [--align N] [--chat N]
+        [--ground N] [--words N] [--voices N] [--align N] [--chat N] [--repeat N]
 
 TEXT_DIR holds `qa/*.jsonl` and `instructions/*` as their authors publish them (sources and licences are kept in every
 row's `meta`); --wordnet adds what WordNet's `data.*` files say, for `ground` only: what the aligner never saw it cannot
-name, and they hold 7,700 names and most of the dictionary. Writes `ground.jsonl`, `align.jsonl` and `chat.jsonl`
-(disjoint), and `voices.jsonl`, an even share of ground's for voices beside the first. Held out are all of
+name, and they hold 7,700 names and most of the dictionary. Writes `ground.jsonl`, `align.jsonl`, `chat.jsonl` and
+`repeat.jsonl` (disjoint; the last to be repeated in `chat`, from the same texts as `ground`), and `voices.jsonl`, an
+even share of ground's for voices beside the first. Held out are all of
 `webquestions_devtest` and every 20th row of each other source, of which `trivia.jsonl` has 500 of the open trivia, to
 evaluate with, and `dev.jsonl` the other held-out questions that have answers, to choose by; a prompt whose normalised
 text equals a held-out one is dropped. --words adds `words.jsonl`, sentences made up of words of the list and of
@@ -182,9 +183,10 @@ def build(
     dictionary: Path | None = None,
     word_list: Path | None = None,
     n_words: int = 0,
+    n_repeat: int = 0,
     seed: int = 0,
 ) -> dict[str, list[Row]]:
-    """The six lists of prompts; the held-out ones keep their text exactly as published."""
+    """The lists of prompts by name; the held-out ones keep their text exactly as published."""
     rows: list[Row] = []
     heldout: list[Row] = []
     counts: Counter[str] = Counter()
@@ -210,7 +212,9 @@ def build(
     asked = [row for row in kept if row["meta"]["source"] not in GROUND_ONLY]  # type: ignore[index]
     align, chat = asked[:n_align], asked[n_align : n_align + n_chat]
     chosen = {row["id"] for row in align + chat}
-    ground = [row for row in kept if row["id"] not in chosen][:n_ground]
+    rest = [row for row in kept if row["id"] not in chosen]
+    n_rest = max(0, len(rest) - n_repeat)
+    ground, repeat = rest[:n_rest][:n_ground], rest[n_rest:]
     # Not the first ones: align and chat have taken the questions from there.
     voices = ground[:: max(1, len(ground) // n_voices)][:n_voices] if n_voices else []
     words: list[Row] = []
@@ -221,7 +225,8 @@ def build(
         made = [text for text in carriers(missing, n_words, seed) if normalise(text) not in forbidden]
         meta = credited("carriers", "of the words SCOWL's (free), of the answers CC BY-SA 4.0, CC BY-SA 3.0, CC BY 4.0")
         words = [{"id": f"carriers-{i}", "text": text, "meta": meta} for i, text in enumerate(made)]
-    return {"ground": ground, "words": words, "voices": voices, "align": align, "chat": chat, "heldout": heldout}
+    stages = {"ground": ground, "words": words, "voices": voices, "align": align, "chat": chat, "repeat": repeat}
+    return {**stages, "heldout": heldout}
 
 
 def _tokens_of() -> Callable[[str], int]:
@@ -266,6 +271,7 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=0, help="at most this many sentences of words seldom said")
     parser.add_argument("--align", type=int, default=4000, help="this many prompts for `align`")
     parser.add_argument("--chat", type=int, default=0, help="this many prompts for the last stage, `chat`")
+    parser.add_argument("--repeat", type=int, default=0, help="this many texts that `chat` asks to repeat")
     parser.add_argument("--wordnet", type=Path, metavar="DIR", help="folder of WordNet's data.noun, data.verb, …")
     parser.add_argument("--word-list", type=Path, metavar="FILE", help="a dictionary's words, one a line, for --words")
     parser.add_argument("--speech", type=Path, metavar="DIR", help="folder of speechocean762, LJ Speech and Kathleen")
@@ -280,7 +286,7 @@ def main() -> None:
     args.out_dir.mkdir(parents=True, exist_ok=True)
     counts = (args.ground, args.voices, args.align, args.chat)
     try:
-        prompts = build(args.text_dir, *counts, args.wordnet, args.word_list, args.words)
+        prompts = build(args.text_dir, *counts, args.wordnet, args.word_list, args.words, args.repeat)
         spoken = recordings(args.speech, [str(row["text"]) for row in prompts["ground"]]) if args.speech else None
     except FileNotFoundError as error:
         parser.error(f"{error.filename}: there is no such file; the sources must lie as their authors publish them")

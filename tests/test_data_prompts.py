@@ -60,13 +60,13 @@ def test_no_list_says_what_is_held_out(texts, tmp_path, monkeypatch):
     monkeypatch.setattr(prompts, "_tokens_of", lambda: tokens)
     listed = tmp_path / "list"
     listed.write_text("ant\nbee\nBritain\nBritain's\nclé\n" + "\n".join(f"cat{c}" for c in "abcdefgh"))
-    made = prompts.build(texts, 10**9, 20, 10, 10, word_list=listed, n_words=500)
+    made = prompts.build(texts, 10**9, 20, 10, 10, word_list=listed, n_words=500, n_repeat=10)
     aside = {prompts.normalise(row["text"]) for row in made.pop("heldout")}
     assert len(aside) == 3 + 5  # all of devtest, and every 20th of the trivia
     for name, rows in made.items():
         assert rows and not aside & {prompts.normalise(row["text"]) for row in rows}, name
-    learned = [{row["id"] for row in made[name]} for name in ("ground", "align", "chat")]
-    assert sum(map(len, learned)) == len(set.union(*learned))
+    learned = [{row["id"] for row in made[name]} for name in ("ground", "align", "chat", "repeat")]
+    assert sum(map(len, learned)) == len(set.union(*learned)) and len(learned[-1]) == 10
     made_up = " ".join(row["text"] for row in made["words"])
     assert "Britain" in made_up and "clé" not in made_up
     answered = {i for i in range(100) if f"Zorblatt {letters(i)}" in made_up}

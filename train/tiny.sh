@@ -41,19 +41,20 @@ started = time.perf_counter()
 for _ in range(8):
     step()
 factor = (time.perf_counter() - started) / 8 / 0.24
-steps = {"speak": 43, "encode": 54, "ground": 72, "answer": 5, "align": 6, "chat": 12, "evals": 16}
+steps = {"speak": 43, "encode": 54, "ground": 72, "answer": 7, "align": 6, "chat": 40, "evals": 16}
 for name, minutes in steps.items():
     print(f"{name:10} about {minutes * factor:5.0f} min")
 print(f"{'all':10} about {sum(steps.values()) * factor / 60:5.1f} h; 60 GB of disk", flush=True)
 PY
 "$bin/python" -m llasm.data_gen.prompts "$data/text" data/tiny/prompts --wordnet "$wordnet" --word-list "$words" \
-    --speech "$data/speech" --ground 84000 --words 60000 --voices 8000 --align 3000 --chat 2500
+    --speech "$data/speech" --ground 84000 --words 60000 --voices 8000 --align 3000 --chat 2500 --repeat 1200
 "$bin/llasm" data build tiny_ground
 "$bin/llasm" data build tiny_words
 "$bin/llasm" data build tiny_voices "${noise[@]}"
 "$bin/llasm" data build tiny_people "${noise[@]}"
 "$bin/llasm" data build tiny_align "${noise[@]}"
 "$bin/llasm" data build tiny_default_chat "${noise[@]}"
+"$bin/llasm" data build tiny_repeat "${noise[@]}"
 "$bin/llasm" train tiny_ground --resume
 "$bin/llasm" train tiny_align --resume
 "$bin/llasm" train tiny_default_chat --resume

@@ -93,9 +93,9 @@ asked tiny_align swiglu --data "[\"$tiny/data/tiny/align\"]" --init null --adapt
     --adapter.width 1024 --adapter.rate fixed --losses.ctc 0 --n_steps 80 --eval_steps 80 --learning_rate 1e-3
 
 # Stage chat: with LoRA, and as long without.
-chat=(--data "[\"$tiny/data/tiny/chat\"]" --init runs/align --n_steps 30 --eval_steps 30)
+chat=(--data "[\"$tiny/data/tiny/chat\"]" --init runs/align --repeat_share 0.25 --n_steps 30 --eval_steps 30)
 asked tiny_default_chat lora "${chat[@]}"
-asked tiny_align no_lora "${chat[@]}" --repeat_share 0.25 --losses.ctc 0.1 --learning_rate 5e-5 --warmup_steps 10
+asked tiny_align no_lora "${chat[@]}" --losses.ctc 0.1 --learning_rate 5e-5 --warmup_steps 10
 
 heard=()
 for name in all half quarter one_voice clean narrow shallow deep no_spelling; do
