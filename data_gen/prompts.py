@@ -4,10 +4,10 @@
         [--ground N] [--words N] [--voices N] [--align N] [--chat N] [--repeat N]
 
 TEXT_DIR holds `qa/*.jsonl` and `instructions/*` as their authors publish them (sources and licences are kept in every
-row's `meta`); --wordnet adds what WordNet's `data.*` files say, for `ground` only: what the aligner never saw it cannot
-name, and they hold 7,700 names and most of the dictionary. Writes `ground.jsonl`, `align.jsonl`, `chat.jsonl` and
-`repeat.jsonl` (disjoint; the last to be repeated in `chat`, from the same texts as `ground`), and `voices.jsonl`, an
-even share of ground's for voices beside the first. Held out are all of
+row's `meta`); --wordnet adds what WordNet's `data.*` files say, for `ground` and `repeat`: what the aligner never saw
+it cannot name, and they hold 7,700 names and most of the dictionary. Writes `ground.jsonl`, `align.jsonl`,
+`chat.jsonl` and `repeat.jsonl` (disjoint; the last is what `chat` asks to repeat, from the end of the texts that
+ground draws from), and `voices.jsonl`, an even share of ground's for voices beside the first. Held out are all of
 `webquestions_devtest` and every 20th row of each other source, of which `trivia.jsonl` has 500 of the open trivia, to
 evaluate with, and `dev.jsonl` the other held-out questions that have answers, to choose by; a prompt whose normalised
 text equals a held-out one is dropped. --words adds `words.jsonl`, sentences made up of words of the list and of
@@ -38,7 +38,7 @@ MAX_WORDS, MAX_CHARS = 28, 170
 # Shares of the ground set are what is left of each source after this many rows: the open trivia
 # questions cover names best, the assistant requests repeat a few hundred templates.
 LIMITS = {"clinc_oos": 3000, "snips_nlu": 3000, "wordnet_glosses": 15000}
-GROUND_ONLY = {"snips_nlu", "wordnet_examples", "wordnet_names", "wordnet_glosses"}
+UNANSWERED = {"snips_nlu", "wordnet_examples", "wordnet_names", "wordnet_glosses"}
 _QUESTION = re.compile(
     r"^(who|what|when|where|which|why|how|whose|whom|is|are|was|were|do|does|did|can|could|will|would|should"
     r"|has|have|had|may)\b",
@@ -209,7 +209,7 @@ def build(
         forbidden.add(key)
         taken[source] += 1
         kept.append({**row, "text": truecase(text)})
-    asked = [row for row in kept if row["meta"]["source"] not in GROUND_ONLY]  # type: ignore[index]
+    asked = [row for row in kept if row["meta"]["source"] not in UNANSWERED]  # type: ignore[index]
     align, chat = asked[:n_align], asked[n_align : n_align + n_chat]
     chosen = {row["id"] for row in align + chat}
     rest = [row for row in kept if row["id"] not in chosen]
@@ -283,7 +283,6 @@ def main() -> None:
     for name in ("text_dir", "wordnet", "speech", "word_list"):
         if (path := getattr(args, name)) and not path.exists():
             parser.error(f"{path}: there is no such {'file' if name == 'word_list' else 'folder'}")
-    args.out_dir.mkdir(parents=True, exist_ok=True)
     counts = (args.ground, args.voices, args.align, args.chat)
     try:
         prompts = build(args.text_dir, *counts, args.wordnet, args.word_list, args.words, args.repeat)
@@ -291,6 +290,9 @@ def main() -> None:
     except FileNotFoundError as error:
         parser.error(f"{error.filename}: there is no such file; the sources must lie as their authors publish them")
     heldout = prompts.pop("heldout")
+    if not prompts["ground"]:
+        parser.error(f"--repeat {args.repeat}: takes all the {len(prompts['repeat'])} texts that ground could have")
+    args.out_dir.mkdir(parents=True, exist_ok=True)
     for name, rows in prompts.items():
         lines = [{"id": row["id"], "messages": [_asked(row["text"])], "meta": row["meta"]} for row in rows]
         _write(args.out_dir / f"{name}.jsonl", lines)

@@ -91,7 +91,8 @@ class Filter:
 @dataclass
 class Respond:
     answers: Literal["missing", "always", "never"] = "missing"
-    """Whether the LLM writes the last answer where none is given, always, or never (data for `ground` only)."""
+    """Whether the LLM writes the last answer where none is given, always, or never (for `ground`; `align` and `chat`
+    ask to repeat what has no answer)."""
     llm: str = "smollm2-135m-instruct"
     """Who writes: a named base, a hub id or a directory; with `url` the server's name of the model."""
     url: str | None = None

@@ -163,7 +163,11 @@ def data_card(made: Statistics, recipe: Recipe, n_shards: int, voice_licences: d
             f"{recipe.verify.asr} read the synthetic speech back: word error rate {_percent(total.wer)} over what is "
             f"kept; {misheard} of {checked} rows ({_percent(misheard / checked)}) were dropped for it."
         )
-    answered = "the sources'" if recipe.respond.answers == "never" else f"by {recipe.respond.llm} where missing"
+    answered = (
+        "the sources' own, where they have any"
+        if recipe.respond.answers == "never"
+        else f"by {recipe.respond.llm} where missing"
+    )
     if recipe.respond.answers == "always":
         answered = f"by {recipe.respond.llm}"
     lines.append(f"Answers are {answered}; {made.truncated} were cut off at the length limit (`meta.truncated`).\n")

@@ -108,6 +108,7 @@ def test_questions_to_choose_by_are_not_those_to_report(texts, tmp_path, monkeyp
         (["--word-list", "nowhere"], "--word-list is for --words"),
         (["--words", "5", "--word-list", "nowhere"], "nowhere: there is no such file"),
         (["--wordnet", "nowhere"], "nowhere: there is no such folder"),
+        (["--align", "1", "--repeat", "1000"], "--repeat 1000: takes all the 101 texts that ground could have"),
     ],
 )
 def test_what_is_not_there_is_one_line(texts, tmp_path, monkeypatch, capsys, options, message):

@@ -100,12 +100,17 @@ def test_a_data_set_without_audio(bases, tmp_path, spoken):
 
 
 def test_rows_that_break_the_contract(bases, tmp_path, spoken):
-    def asked(row):
-        more = {"role": "user", "content": [{"type": "text", "text": "And then?"}]}
-        return {**row, "messages": [*row["messages"], more]}
-
-    with pytest.raises(LlasmError, match=r"asked: row 'in-2': must end with the assistant's answer.*\(and 3 more\)"):
-        planned(rewritten(spoken, tmp_path / "asked", asked), tmp_path / "out", **bases)
+    typed = {"role": "user", "content": [{"type": "text", "text": "And then?"}]}
+    changes = {
+        "asked": lambda row: {**row, "messages": [*row["messages"], typed]},
+        "begun": lambda row: {**row, "messages": [row["messages"][-1], *row["messages"]]},
+        "unanswered": lambda row: {**row, "messages": [*row["messages"][:1], typed]},  # more than a recording
+    }
+    for name, change in changes.items():
+        with pytest.raises(
+            LlasmError, match=rf"{name}: row 'in-\d': must begin .* and end with the assistant's answer"
+        ):
+            planned(rewritten(spoken, tmp_path / name, change), tmp_path / "out", **bases)
     with pytest.raises(LlasmError, match=r"shard-00000.parquet: has no column 'audios'"):
         planned(rewritten(spoken, tmp_path / "other", lambda row: {"id": row["id"]}), tmp_path / "out", **bases)
     with pytest.raises(LlasmError, match=r"shard-00000.parquet:1: has not one text and duration for each audio"):
@@ -115,23 +120,24 @@ def test_rows_that_break_the_contract(bases, tmp_path, spoken):
         planned(str(tmp_path / "nowhere"), tmp_path / "out", **bases)
 
 
-def test_rows_without_an_answer_are_repeated(bases, tmp_path, spoken, capsys):
+def test_recordings_without_an_answer_are_repeated(bases, tmp_path, spoken, capsys):
     def unanswered(row):
-        messages = [message for message in row["messages"] if message["role"] == "user"]
-        return {**row, "messages": messages, "meta": {**row["meta"], "truncated": True}}
+        return row if len(row["audios"]) > 1 else {**row, "messages": row["messages"][:1]}
 
     made = recipe(rewritten(spoken, tmp_path / "unanswered", unanswered), tmp_path / "out", batch_size=2, **bases)
-    plan = preflight(made, read_samples(made.data))
-    for sample in plan.samples:
+    plan = preflight(dataclasses.replace(made, repeat_share=0.0), read_samples(made.data))
+    repeated = [sample for sample in plan.samples if sample.repeats]
+    assert plan.recordings == len(repeated) == 7 and len(plan.samples) == 8
+    for sample in repeated:
         assert sample.messages[-1]["content"] == [{"type": "text", "text": sample.texts[0]}]
-        assert sample.repeats and not sample.truncated and len(sample.keys) == len(sample.texts) == 1
     plan.show(made)
-    assert "data: 8 rows (0 without speech left out; 8 to repeat instead of an answer)" in capsys.readouterr().out
+    assert "data: 8 rows (0 without speech left out, 7 without an answer to repeat)" in capsys.readouterr().out
+    assert preflight(dataclasses.replace(made, stage="ground"), read_samples(made.data)).recordings == 0
 
     def unknown(row):
-        return {**unanswered(row), "meta": {**row["meta"], "texts": [""] * len(row["audios"])}}
+        return {**unanswered(row), "meta": {**row["meta"], "texts": [" "] * len(row["audios"])}}
 
-    with pytest.raises(LlasmError, match="unknown: row 'in-2': has neither an answer nor a transcript to repeat"):
+    with pytest.raises(LlasmError, match=r"unknown: row 'in-\d': has neither an answer nor a transcript to repeat"):
         planned(rewritten(spoken, tmp_path / "unknown", unknown), tmp_path / "out", **bases)
 
 

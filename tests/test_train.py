@@ -164,6 +164,17 @@ def test_each_answer_has_one_teacher(bases, spoken, tmp_path):
         assert float(stage(**repeat)[learned]) > 0
 
 
+def test_recordings_are_repeated_by_ce_in_chat(bases, spoken, tmp_path, few_guard_texts):
+    rows = [{"messages": [{"role": "user", "content": f"Say number {i}."}]} for i in range(7)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DataRecipe(output=str(tmp_path / "data"), input=str(tmp_path / "in.jsonl"), workers=1)
+    build(replace(data, respond=Respond(answers="never"), verify=Verify(asr="none")))
+    made = recipe("chat", bases, spoken, tmp_path / "out", losses=Losses(ctc=0, guard=0), n_steps=4)
+    out = train(replace(made, data=[spoken, str(tmp_path / "data")], held_out=7))
+    assert metrics_of(out)["held_out"]["ce"] > 0
+    assert "7 without an answer, so they are repeated" in (out / "README.md").read_text()
+
+
 @pytest.mark.parametrize("name", ["swiglu", "mlp", "linear", "conv"])
 def test_the_simpler_adapters_train_with_align_alone(name, bases, spoken, tmp_path):
     out = train(recipe("align", bases, spoken, tmp_path / "out", adapter=AdapterConfig(name=name, width=32, stack=8)))
@@ -355,11 +366,14 @@ def test_repetition_and_transcripts():
     answer = {"role": "assistant", "content": [{"type": "text", "text": "no"}]}
     sample = Sample("a", [audio_turn, answer], ["hello"], ["k"], True, False, [1.0])
     assert as_repetition(sample, 0.0, 0) == sample
-    unanswered = replace(sample, messages=[audio_turn, audio_turn], texts=["hello", "you"], keys=["k", "l"])
-    for repeated in (as_repetition(sample, 1.0, 0), as_repetition(unanswered, 0.0, 0)):
+    longer = [audio_turn, answer, audio_turn, answer]
+    two_turns = replace(sample, messages=longer, texts=["hello", "you"], keys=["k", "l"], clip_seconds=[1.0, 2.0])
+    recording = replace(sample, messages=[audio_turn])
+    for repeated in (as_repetition(two_turns, 1.0, 0), as_repetition(recording, 0.0, 0)):
         assert repeated.messages[-1]["content"][0]["text"] == "hello" and not repeated.truncated and repeated.repeats
-        assert repeated.keys == ["k"] and repeated.texts == ["hello"]
-    assert as_repetition(replace(sample, texts=[""]), 1.0, 0).messages == sample.messages  # nobody knows what was said
+        assert repeated.keys == ["k"] and repeated.texts == ["hello"] and repeated.seconds == 1
+    for text in ("", " "):  # nobody knows what was said
+        assert as_repetition(replace(sample, texts=[text]), 1.0, 0).messages == sample.messages
     assert with_texts(sample.messages, sample.texts)[0]["content"] == [{"type": "text", "text": "hello"}]
 
 

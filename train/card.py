@@ -64,6 +64,7 @@ def _card(recipe: Recipe, output: Path, bases: dict[str, Any], plan: Plan, figur
         for example in figures.get("examples", [])
     )
     chat = recipe.stage == "chat"
+    repeated = f", {plan.recordings} without an answer, so they are repeated" if plan.recordings else ""
     start = f"Started from `{recipe.init}`." if recipe.init else "The adapter started untrained."
     return f"""# {output.name}
 
@@ -77,7 +78,7 @@ llasm chat question.wav --model {output.name}
 ## Training
 
 Stage `{recipe.stage}` ({losses}), {recipe.n_steps} steps of {recipe.batch_size} samples, `recipe.yaml` says the rest.
-{start} {plan.hours:.2f} hours of speech in {len(plan.samples)} rows, {recipe.held_out} of them held out.
+{start} {plan.hours:.2f} hours of speech in {len(plan.samples)} rows, {recipe.held_out} of them held out{repeated}.
 
 | part | parameters | trained |
 |---|---|---|

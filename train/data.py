@@ -53,8 +53,10 @@ class Sample:
         return sum(self.clip_seconds)
 
     @property
-    def answered(self) -> bool:
-        return any(message["role"] == "assistant" for message in self.messages)
+    def is_recording(self) -> bool:
+        """One clip that nobody answers and nothing is asked about: what it says can be repeated."""
+        parts = [(m["role"], part["type"]) for m in self.messages for part in m["content"]]
+        return parts == [("user", "audio")]
 
 
 def _parts(row: Row, kind: str = "", role: str = "") -> list[Row]:

@@ -1,6 +1,6 @@
 """Before any long work: is the data right, does it fit, and what will be trained? `llasm train RECIPE --dry-run`.
 
-Nothing here reads a weight: parameters are counted on torch's meta device, lengths by the tokenizer.
+No weight is loaded here: parameters are counted on torch's meta device, lengths by the tokenizer.
 
 Shapes: H LLM width, L tokens of a micro-batch.
 """
@@ -41,6 +41,7 @@ class Plan:
     train: list[Sample]
     held_out: list[Sample]
     left_out: int  # of the data's rows, without speech
+    recordings: int  # of the rows used, to repeat since nobody answers them
     twins: int  # that say what a held-out row says
     n_tokens: int
     n_learned: int
@@ -63,8 +64,7 @@ class Plan:
                 "rate does not reach its peak"
             )
         twins = f", {self.twins} that say what is held out" if self.twins else ""
-        n_repeated = sum(sample.repeats for sample in self.samples)
-        repeated = f"; {n_repeated} to repeat instead of an answer" if n_repeated else ""
+        repeated = f", {self.recordings} without an answer to repeat" if self.recordings else ""
         print(
             f"data: {len(self.samples)} rows ({self.left_out} without speech left out{twins}{repeated}), "
             f"{self.hours:.2f} h of speech, {self.n_tokens:,} tokens, {self.n_learned:,} of them learned, "
@@ -105,6 +105,7 @@ def preflight(recipe: Recipe, samples: list[Sample], n_processes: int = 1) -> Pl
         train=train,
         held_out=held_out,
         left_out=len(samples) - len(kept),
+        recordings=0 if recipe.stage == "ground" else sum(sample.is_recording for sample in samples),
         twins=twins,
         n_tokens=sum(lengths),
         n_learned=n_learned,
@@ -122,10 +123,11 @@ def _described(recipe: Recipe) -> tuple[Any, Any, Lora | None]:
     if not recipe.init:
         audio_base, text_base = bases_of(recipe)
         config, processor = checkpoint.describe_bases(audio_base, text_base, recipe.adapter, recipe.template_text)
-        audio_dir = weights.resolve(audio_base, with_weights=False)
-        # Its hash names the folder of its frames, where there are any.
-        if cache_folder(config, recipe.cache).is_dir() and any(audio_dir.glob("*.safetensors")):
-            config.bases = {"audio": {"sha256": weights.content_hash(audio_dir)}}
+        # The encoder's hash names the folder of its frames, where there are any.
+        if cache_folder(config, recipe.cache).is_dir():
+            audio_dir = weights.resolve(audio_base, with_weights=False)
+            if any(audio_dir.glob("*.safetensors")):
+                config.bases = {"audio": {"sha256": weights.content_hash(audio_dir)}}
         return config, processor, recipe.lora if recipe.stage == "chat" else None
     directory = checkpoint.locate(recipe.init)
     checkpoint.refuse_merged(directory)
@@ -199,12 +201,11 @@ def _fault(recipe: Recipe, sample: Sample) -> str:
         return f"{where}: a clip is longer than {limit} s; `llasm data build` cuts long audio"
     if recipe.stage == "ground":
         return ""
-    if sample.messages[0]["role"] == "assistant":
-        return f"{where}: begins with the assistant; it must begin with the user or system"
-    if not sample.answered and not any(sample.texts[:1]):
+    if sample.is_recording and not sample.texts[0].strip():
         return f"{where}: has neither an answer nor a transcript to repeat"
-    if sample.answered and sample.messages[-1]["role"] != "assistant":
-        return f"{where}: must end with the assistant's answer"
+    ends = sample.messages[0]["role"], sample.messages[-1]["role"]
+    if not sample.is_recording and (ends[0] == "assistant" or ends[1] != "assistant"):
+        return f"{where}: must begin with the user or system and end with the assistant's answer"
     if recipe.loss_weights["kl"] and not all(sample.texts) and not sample.silent:
         return f"{where}: a clip has no transcript, which kl compares with; leave it out, or switch kl off"
     return ""

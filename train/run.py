@@ -93,7 +93,7 @@ def _run(recipe: Recipe, output: Path, plan: Plan, snapshot: str | None, rank: i
     model.to(arguments.device)
     cache = _encoded(recipe, model, processor, plan.samples, arguments)
     weights = dict(recipe.loss_weights)
-    repeats_by_ce = recipe.stage == "chat" and recipe.share_repeated
+    repeats_by_ce = recipe.stage == "chat" and any(sample.repeats for sample in plan.samples)
     if weights["kl"] and not repeats_by_ce and not any(sample.silent for sample in plan.samples):
         weights["ce"] = 0.0  # nothing to learn by it
     stage, collator, eval_collator = _stage(recipe, weights, model, processor, peft, cache)

@@ -2,8 +2,8 @@
 
 - `kl` (align): the LLM is to answer the speech as it answers the transcript. Both runs of the same frozen LLM read
   the same answer, its own; the loss is the KL divergence between their next-token distributions on it, the end of turn
-  included, softened by a temperature (DiVA, arXiv 2410.02678, section 3). A share of the samples asks to repeat what
-  was said instead, so that the words themselves are carried.
+  included, softened by a temperature (DiVA, arXiv 2410.02678, section 3). A share of the samples, and recordings that
+  nobody answers, ask to repeat what was said instead, so that the words themselves are carried.
 - `ce` (chat): cross-entropy of the assistant's turns; beside `kl` of those only that have no teacher: answers to sound
   without speech, which it could not read, and what LoRA is to repeat, which a small LLM cannot do even with text.
 - `guard` (chat): KL to the LLM without LoRA on typed text of its own, so that typed chat stays as it was.
@@ -47,12 +47,12 @@ LOGIT_ROWS = 2048
 
 
 def as_repetition(sample: Sample, share: float, seed: int) -> Sample:
-    """For a share of the samples (by id), and for all that nobody answers, their first audio with the wish to repeat
-    it, and what it says as the answer; else the sample as it is."""
-    if not sample.texts or not sample.texts[0]:  # nothing was said, or nobody knows what
+    """For recordings, and for a share of the other samples (by id), their first audio with the wish to repeat it, and
+    what it says as the answer; else the sample as it is."""
+    if not sample.texts or not sample.texts[0].strip():  # nothing was said, or nobody knows what
         return sample
     key = f"repeat/{seed}/{sample.id}"
-    if draw(key) >= share and sample.answered:
+    if draw(key) >= share and not sample.is_recording:
         return sample
     wish = {"type": "text", "text": REPEAT_PROMPTS[seed_of(key) % len(REPEAT_PROMPTS)]}
     messages = [

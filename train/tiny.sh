@@ -41,7 +41,7 @@ started = time.perf_counter()
 for _ in range(8):
     step()
 factor = (time.perf_counter() - started) / 8 / 0.24
-steps = {"speak": 43, "encode": 54, "ground": 72, "answer": 7, "align": 6, "chat": 40, "evals": 16}
+steps = {"speak": 46, "encode": 57, "ground": 72, "answer": 7, "align": 6, "chat": 40, "evals": 16}
 for name, minutes in steps.items():
     print(f"{name:10} about {minutes * factor:5.0f} min")
 print(f"{'all':10} about {sum(steps.values()) * factor / 60:5.1f} h; 60 GB of disk", flush=True)

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +52,7 @@ class StageTrainer(Trainer):
         self.add_callback(Progress())
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self._parts: dict[str, Tensor] = {}
+        self._steps_with: Counter[str] = Counter()  # steps that had tokens for a part
         self._n_tokens, self._n_steps, self._since = 0, 0, time.perf_counter()
 
     # ---- data
@@ -78,6 +80,7 @@ class StageTrainer(Trainer):
                 batch["counts"] = totals
             self._n_tokens += totals["tokens"]
             self._n_steps += 1
+            self._steps_with.update(name for name, n in totals.items() if n)
         return batches, None
 
     def _prepare_input(self, data: Any) -> Any:
@@ -125,12 +128,14 @@ class StageTrainer(Trainer):
             totals = torch.stack([self._parts.get(name, zero) for name in names])
             if self.args.world_size > 1:
                 totals = self.accelerator.reduce(totals, "sum")
-            seen = zip(names, totals.tolist(), strict=True)
-            logs |= {name: total / self._n_steps for name, total in seen if total or name in self._parts}
+            for name, total in zip(names, totals.tolist(), strict=True):
+                if total or name in self._parts:
+                    logs[name] = total / max(1, self._steps_with[name])
             elapsed = time.perf_counter() - self._since
             logs["samples_per_second"] = round(self._n_steps * self.recipe.batch_size / elapsed, 2)
             logs["tokens_per_second"] = round(self._n_tokens / elapsed, 1)
             self._parts, self._n_tokens, self._n_steps = {}, 0, 0
+            self._steps_with.clear()
             self._since = time.perf_counter()
         super().log(logs, *args, **kwargs)
 
