@@ -23,7 +23,7 @@ from safetensors.torch import save as serialised
 from transformers import AutoConfig, AutoModelForCausalLM, WhisperModel
 
 from llasm import weights
-from llasm.adapter import AdapterConfig, build_adapter
+from llasm.adapter import AdapterConfig, Speller, build_adapter, spelled
 from llasm.configuration_llasm import LlasmConfig
 from llasm.errors import LlasmError
 from llasm.files import write_whole
@@ -62,7 +62,12 @@ def from_bases(
     config, processor = describe_bases(audio_base, text_base, adapter, chat_template)
     audio_dir, text_dir = weights.resolve(audio_base), weights.resolve(text_base)
     config.bases = {"audio": _identity(audio_base, audio_dir), "text": _identity(text_base, text_dir)}
-    return _assemble(config, audio_dir, text_dir, dtype, quantization), processor
+    model = _assemble(config, audio_dir, text_dir, dtype, quantization)
+    if adapter.read_by == "letters":
+        letters = model.model.multi_modal_projector.speller.letters
+        tokens = processor.tokenizer.convert_ids_to_tokens(range(len(letters)))
+        letters.copy_(spelled(tokens, Speller.N_LETTERS))
+    return model, processor
 
 
 def describe_bases(
@@ -110,7 +115,8 @@ def _assemble(
     model.model.audio_tower = tower
     model.model.language_model = llm.model
     model.lm_head = llm.lm_head
-    projector = build_adapter(config.adapter_config, config.audio_config.d_model, config.text_config.hidden_size)
+    text = config.text_config
+    projector = build_adapter(config.adapter_config, config.audio_config.d_model, text.hidden_size, text.vocab_size)
     model.model.multi_modal_projector = projector
     model.generation_config = llm.generation_config
     return model.eval()
@@ -154,7 +160,8 @@ def save(model: Any, processor: LlasmProcessor, directory: Path) -> None:
         (directory / LORA_CONFIG).unlink(missing_ok=True)
     for name, tensor in base.model.multi_modal_projector.state_dict().items():
         tensors[f"{_PEFT_PREFIX}{_PROJECTOR}{name}"] = tensor
-    tensors = {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in tensors.items()}
+    stored = {name: torch.bfloat16 if t.is_floating_point() else t.dtype for name, t in tensors.items()}
+    tensors = {name: t.detach().to("cpu", stored[name]).contiguous() for name, t in tensors.items()}
     # As bytes: save_file makes files that nobody else may read.
     write_whole(directory / WEIGHTS, serialised(tensors, metadata={"format": "pt"}))
     base.config.save_pretrained(directory)

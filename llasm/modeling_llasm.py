@@ -74,7 +74,10 @@ class LlasmModel(LlasmPreTrainedModel):
         super().__init__(config)
         self.audio_tower = LlasmAudioTower(config.audio_config)
         self.multi_modal_projector = build_adapter(
-            config.adapter_config, config.audio_config.d_model, config.text_config.hidden_size
+            config.adapter_config,
+            config.audio_config.d_model,
+            config.text_config.hidden_size,
+            config.text_config.vocab_size,
         )
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()

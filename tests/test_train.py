@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 import llasm
 from llasm import checkpoint
-from llasm.adapter import AdapterConfig, build_adapter
+from llasm.adapter import AdapterConfig, Speller, build_adapter, spelled
 from llasm.data_gen.build import build
 from llasm.data_gen.recipe import Recipe as DataRecipe
 from llasm.data_gen.recipe import Respond, Vary, Verify
@@ -162,6 +162,27 @@ def test_each_answer_has_one_teacher(bases, spoken, tmp_path):
         repeat = collate([(as_repetition(said, 1, 0), 0)])
         assert repeat["counts"][learned] == repeat["spoken"][0].learned.sum() > len("hello")
         assert float(stage(**repeat)[learned]) > 0
+
+
+def test_ground_alone_learns_how_tokens_are_spelled(bases, spoken, tmp_path):
+    adapter = AdapterConfig(**SMALL | {"rate": "heard", "read_by": "letters"})
+    ground = train(recipe("ground", bases, spoken, tmp_path / "ground", adapter=adapter))
+    align = train(recipe("align", bases, spoken, tmp_path / "align", init=str(ground)))
+    prefix = "base_model.model.model.multi_modal_projector."
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (ground, align))
+    spelling = [name for name in before if ".speller." in name]
+    assert len(spelling) == 9 and all(torch.equal(before[name], after[name]) for name in spelling)
+    assert not torch.equal(before[prefix + "out.weight"], after[prefix + "out.weight"])
+    tokens = AutoTokenizer.from_pretrained(bases["text_base"]).convert_ids_to_tokens(
+        range(len(before[prefix + "speller.letters"]))
+    )
+    assert torch.equal(before[prefix + "speller.letters"], spelled(tokens, Speller.N_LETTERS))
+    started, _ = checkpoint.from_bases(bases["audio_base"], bases["text_base"], adapter)
+    assert started.model.multi_modal_projector.speller.letters.any()
+    checkpoint.merge(align, tmp_path / "merged")
+    question = [{"role": "user", "content": [{"type": "audio", "audio": torch.sin(torch.arange(16000) / 20).numpy()}]}]
+    answers = [llasm.load(folder).chat(question, max_new_tokens=8).text for folder in (align, tmp_path / "merged")]
+    assert answers[0] == answers[1]
 
 
 def test_recordings_are_repeated_by_ce_in_chat(bases, spoken, tmp_path, few_guard_texts):
@@ -342,7 +363,7 @@ def test_ground_spells_in_the_llms_own_ids_and_learns_by_it(bases, spoken, tmp_p
 
 def test_a_vocabulary_sampled_whole_gives_the_full_ctc_loss():
     torch.manual_seed(0)
-    adapter = build_adapter(AdapterConfig(width=32, n_layers=1, n_heads=2), 8, 16).eval()
+    adapter = build_adapter(AdapterConfig(width=32, n_layers=1, n_heads=2), 8, 16, 40).eval()
     table, targets = torch.randn(12, 16), [torch.tensor([3, 3, 5]), torch.tensor([1])]
     states, blank, steps = torch.randn(2, 9, 16), torch.randn(2, 9), torch.tensor([9, 6])
     logits = torch.cat([blank[..., None], adapter.token_logits(states, table)], -1)

@@ -243,17 +243,27 @@ def _lengths(recipe: Recipe, samples: list[Sample], config: Any, processor: Any)
 # ---- size
 
 
+def unfreeze(adapter: Any, stage: str) -> None:
+    """What a stage trains of the adapter: all of it, but for how tokens are spelled, which `ground` alone teaches; so
+    the later stages need the keys of a whole vocabulary once and not at every step."""
+    adapter.requires_grad_(True)
+    if stage != "ground" and getattr(adapter, "speller", None) is not None:
+        adapter.speller.requires_grad_(False)
+
+
 def _parameters(recipe: Recipe, model: Any, lora: Lora | None) -> dict[str, tuple[int, int]]:
     def count(module: Any) -> int:
         return sum(p.numel() for p in module.parameters())
 
-    adapter = count(model.model.multi_modal_projector)
+    projector = model.model.multi_modal_projector
+    adapter = count(projector)
+    unfreeze(projector, recipe.stage)
     llm = count(model.model.language_model)
     if model.lm_head.weight is not model.get_input_embeddings().weight:
         llm += count(model.lm_head)
     parts = {
         "encoder": (count(model.model.audio_tower), 0),
-        "adapter": (adapter, adapter),
+        "adapter": (adapter, sum(p.numel() for p in projector.parameters() if p.requires_grad)),
         "LLM": (llm, 0),
     }
     if lora:

@@ -33,7 +33,7 @@ from .conversation import Rendered, Renderer, stop_ids_of
 from .data import Sample, Samples, encode_missing, open_cache, read_samples
 from .ground import GroundCollator, GroundModel, unseen_words
 from .guard import guard_texts
-from .preflight import Plan, bases_of, check_memory, lora_config, preflight
+from .preflight import Plan, bases_of, check_memory, lora_config, preflight, unfreeze
 from .recipe import Recipe
 from .spoken import GUARD_SHARE, SpokenCollator, SpokenModel
 from .trainer import StageTrainer, gathered, last_snapshot, stopped_outside_the_steps
@@ -189,7 +189,7 @@ def _start(recipe: Recipe) -> tuple[Any, Any, Any]:
         peft = peft or get_peft_model(model, lora_config(recipe.lora))
         for name, parameter in peft.named_parameters():
             parameter.requires_grad_("lora_" in name)
-    model.model.multi_modal_projector.requires_grad_(True)
+    unfreeze(model.model.multi_modal_projector, recipe.stage)
     llm = model.model.language_model
     if recipe.activation_checkpointing and recipe.stage != "ground":
         llm.activation_checkpointing_enable({"use_reentrant": False})

@@ -28,7 +28,7 @@ import time
 import torch
 from llasm.adapter import AdapterConfig, Aligner
 
-aligner = Aligner(AdapterConfig(rate="heard", dropout=0.0), 512, 576)
+aligner = Aligner(AdapterConfig(rate="heard", read_by="letters", dropout=0.0), 512, 576, 49152)
 frames, n_frames = torch.randn(32, 175, 512), torch.full((32,), 175)
 
 def step():
