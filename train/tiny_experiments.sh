@@ -6,7 +6,7 @@
 # DATA_DIR and OUT_DIR as they were given to train/tiny.sh, which has run: its data and its ground are used. Each run is a
 # short one of a recipe with one setting changed. Of stage ground the words are counted that are heard wrong, and behind
 # the later stages held-out questions of dev.jsonl are asked, aloud in a voice that no training heard and typed. With
-# NAMEs only those are run; align_all needs `all`, lora and no_lora `align`. Run again, it goes on where it was
+# NAMEs only those are run; align_fixed and align_all need `all`, lora and no_lora `align`. Run again, it goes on where it was
 # interrupted. About 1.5 hours on 2 cores.
 set -euo pipefail
 data=$(realpath "${1:?usage: train/tiny_experiments.sh DATA_DIR OUT_DIR [NAME …]}")
@@ -42,7 +42,8 @@ train() {  # RECIPE NAME [options]
     rm -rf "runs/$2/snapshots"
 }
 ground() {  # NAME [options]
-    ! chosen "$1" || train tiny_ground "$1" --data "$(sets all)" --n_steps 300 --eval_steps 300 "${@:2}"
+    ! chosen "$1" || train tiny_ground "$1" --data "$(sets all)" --n_steps 300 --eval_steps 300 \
+        --adapter.read_by table "${@:2}"
 }
 sets() { echo "[\"data/$1/ground\", \"data/$1/voices\"]"; }
 asked() {  # RECIPE NAME [options]: trained and asked
@@ -65,6 +66,7 @@ ground narrow --adapter.width 256
 ground shallow --adapter.n_layers 2
 ground deep --adapter.n_layers 6
 ground no_spelling --losses.spelling 0
+ground letters --adapter.read_by letters
 
 # Stage align, from the default's own ground: its settings.
 trained=$tiny/runs/tiny_ground
@@ -76,7 +78,7 @@ align temperature_4 "$trained" --temperature 4
 align no_ctc "$trained" --losses.ctc 0
 # Every frame instead of one embedding for each token heard: the same weights, but for what stands for silence.
 if chosen align_fixed; then
-    rm -rf every_frame && cp -rL "$trained" every_frame
+    rm -rf every_frame && cp -rL runs/all every_frame
     sed -i 's/"rate": "heard"/"rate": "fixed"/' every_frame/config.json every_frame/processor_config.json
     "$bin/python" - <<'PY'
 from safetensors.torch import load_file, save_file
@@ -98,7 +100,7 @@ asked tiny_default_chat lora "${chat[@]}"
 asked tiny_align no_lora "${chat[@]}" --losses.ctc 0.1 --learning_rate 5e-5 --warmup_steps 10
 
 heard=()
-for name in all half quarter one_voice clean narrow shallow deep no_spelling; do
+for name in all half quarter one_voice clean narrow shallow deep no_spelling letters; do
     [ ! -f "runs/$name/metrics.json" ] || heard+=("runs/$name")
 done
 [ ${#heard[@]} = 0 ] || "$bin/python" "$benchmarks/heard.py" "${heard[@]}" --data dev.jsonl "${noisy[@]}" --asr whisper-base
