@@ -322,8 +322,9 @@ class Aligner(Adapter):
     def _all_keys(self) -> Tensor:
         """[V, KEY], remembered until training begins or ends: where the speller learns, none but CTC asks, for some."""
         assert self.speller is not None
-        if self._keys is None:
-            ids = torch.arange(len(self.speller.letters), device=self.speller.letters.device)
+        letters = self.speller.letters
+        if self._keys is None or self._keys.device != letters.device:
+            ids = torch.arange(len(letters), device=letters.device)
             with torch.inference_mode(False), torch.no_grad():
                 self._keys = torch.cat([self.speller(part) for part in ids.split(4096)])
         return self._keys
