@@ -290,7 +290,7 @@ def main() -> None:
     except FileNotFoundError as error:
         parser.error(f"{error.filename}: there is no such file; the sources must lie as their authors publish them")
     heldout = prompts.pop("heldout")
-    if not prompts["ground"]:
+    if args.repeat and args.ground and not prompts["ground"]:
         parser.error(f"--repeat {args.repeat}: takes all the {len(prompts['repeat'])} texts that ground could have")
     args.out_dir.mkdir(parents=True, exist_ok=True)
     for name, rows in prompts.items():

@@ -163,13 +163,12 @@ def data_card(made: Statistics, recipe: Recipe, n_shards: int, voice_licences: d
             f"{recipe.verify.asr} read the synthetic speech back: word error rate {_percent(total.wer)} over what is "
             f"kept; {misheard} of {checked} rows ({_percent(misheard / checked)}) were dropped for it."
         )
-    answered = (
-        "the sources' own, where they have any"
-        if recipe.respond.answers == "never"
-        else f"by {recipe.respond.llm} where missing"
-    )
-    if recipe.respond.answers == "always":
-        answered = f"by {recipe.respond.llm}"
+    writers = {
+        "never": "the sources' own, where they have any",
+        "missing": f"by {recipe.respond.llm} where missing",
+        "always": f"by {recipe.respond.llm}",
+    }
+    answered = writers[recipe.respond.answers]
     lines.append(f"Answers are {answered}; {made.truncated} were cut off at the length limit (`meta.truncated`).\n")
     lines += ["## Sources\n", "| source | rows | hours | licence | attribution |", "|---|---|---|---|---|"]
     for name, part in sorted(made.by_source.items()):

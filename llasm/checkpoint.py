@@ -160,8 +160,8 @@ def save(model: Any, processor: LlasmProcessor, directory: Path) -> None:
         (directory / LORA_CONFIG).unlink(missing_ok=True)
     for name, tensor in base.model.multi_modal_projector.state_dict().items():
         tensors[f"{_PEFT_PREFIX}{_PROJECTOR}{name}"] = tensor
-    stored = {name: torch.bfloat16 if t.is_floating_point() else t.dtype for name, t in tensors.items()}
-    tensors = {name: t.detach().to("cpu", stored[name]).contiguous() for name, t in tensors.items()}
+    tensors = {name: t.bfloat16() if t.is_floating_point() else t for name, t in tensors.items()}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     # As bytes: save_file makes files that nobody else may read.
     write_whole(directory / WEIGHTS, serialised(tensors, metadata={"format": "pt"}))
     base.config.save_pretrained(directory)

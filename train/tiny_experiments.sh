@@ -6,8 +6,8 @@
 # DATA_DIR and OUT_DIR as they were given to train/tiny.sh, which has run: its data and its ground are used. Each run is a
 # short one of a recipe with one setting changed. Of stage ground the words are counted that are heard wrong, and behind
 # the later stages held-out questions of dev.jsonl are asked, aloud in a voice that no training heard and typed. With
-# NAMEs only those are run; align_fixed and align_all need `all`, lora and no_lora `align`. Run again, it goes on where it was
-# interrupted. About 1.5 hours on 2 cores.
+# NAMEs only those are run; align_fixed and align_all need `all`, lora and no_lora `align`. Run again, it goes on where
+# it was interrupted. About 1.5 hours on 2 cores.
 set -euo pipefail
 data=$(realpath "${1:?usage: train/tiny_experiments.sh DATA_DIR OUT_DIR [NAME …]}")
 tiny=$(realpath "${2:?usage: train/tiny_experiments.sh DATA_DIR OUT_DIR [NAME …]}")
@@ -76,7 +76,8 @@ align repeat_50 "$trained" --repeat_share 0.5
 align temperature_1 "$trained" --temperature 1
 align temperature_4 "$trained" --temperature 4
 align no_ctc "$trained" --losses.ctc 0
-# Every frame instead of one embedding for each token heard: the same weights, but for what stands for silence.
+# Every frame instead of one embedding for each token heard: the same weights, but for what stands for silence. Of
+# `all`, since states that are read by letters are none that an LLM could take.
 if chosen align_fixed; then
     rm -rf every_frame && cp -rL runs/all every_frame
     sed -i 's/"rate": "heard"/"rate": "fixed"/' every_frame/config.json every_frame/processor_config.json
