@@ -1,8 +1,8 @@
-"""How much of what is asked aloud an aligner hears: the words wrong in its own reading, without the LLM.
+"""How much of what is asked aloud an adapter hears: the words wrong in its own reading, without the LLM.
 
     python benchmarks/heard.py llasm-tiny runs/mine --data dev.jsonl --voice piper [--snr 10 --noise DIR] [--asr NAME]
 
-DATA: questions as `llasm eval --task custom` reads them. The reading is greedy CTC, its words compared behind Whisper's
+DATA: questions as `llasm eval --task custom` reads them. The reading is greedy, its words compared behind Whisper's
 normaliser; intervals are bootstrapped over the questions. Models that stand on one encoder share its frames. With
 --asr that recogniser has a row too.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llasm import asr, audio, checkpoint, features
-from llasm.adapter import Aligner
+from llasm.adapter import Aligner, DecoderAdapter
 from llasm.errors import LlasmError
 from llasm.evals.conditions import Condition, Variation, heard
 from llasm.evals.items import Item
@@ -45,13 +45,13 @@ def encoded(model: Any, processor: Any, waves: list[audio.Wave]) -> list[Tensor]
 
 @torch.inference_mode()
 def readings(model: Any, processor: Any, frames: list[Tensor]) -> Iterator[str]:
-    """What the aligner reads in each clip."""
-    aligner = model.model.multi_modal_projector.float()
-    if not isinstance(aligner, Aligner):
-        raise LlasmError(f"adapter {aligner.config.name!r} reads no words: only `aligner` does")
+    """What the adapter reads in each clip."""
+    adapter = model.model.multi_modal_projector.float()
+    if not isinstance(adapter, (Aligner, DecoderAdapter)):
+        raise LlasmError(f"adapter {adapter.config.name!r} reads no words: `decoder` and `aligner` do")
     table = model.get_input_embeddings().weight.float()
     for first in range(0, len(frames), BATCH):
-        for ids in aligner.transcribe(*pad_frames(frames[first : first + BATCH]), table):
+        for ids in adapter.transcribe(*pad_frames(frames[first : first + BATCH]), table):
             yield processor.tokenizer.decode(ids)
 
 

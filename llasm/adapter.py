@@ -2,14 +2,12 @@
 
 Every adapter is a class in `ADAPTERS`: to add one, write it here and name it there.
 
-Shapes: B clips, T encoder frames (50/s), D encoder width, N audio tokens, H LLM width, V LLM vocabulary, K width of
-an aligner's states: H, or KEY where tokens are recognised by their spelling.
+Shapes: B clips, T encoder frames (50/s), D encoder width, N audio tokens, H LLM width, V LLM vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from llasm.ear import Ear
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class AdapterConfig:
     n_heads: int = 8
     dropout: float = 0.1
     rate: str = "fixed"
-    """`fixed`: every frame is a token. `heard` (aligner only): one token for each LLM token recognised."""
-    read_by: str = "table"
-    """What the aligner knows a token by: its embedding in the LLM (`table`), or its `letters` (at rate `heard`)."""
+    """`fixed`: every frame is a token. `heard` (aligner, decoder): one token for each LLM token recognised."""
+    language: str = "en"
+    """What `decoder` takes the speech for: a code of Whisper's, such as en or zh."""
 
     def __post_init__(self) -> None:
         if self.name not in ADAPTERS:
@@ -49,12 +49,10 @@ class AdapterConfig:
             )
         if self.rate not in ("fixed", "heard"):
             raise ValueError(f"unknown adapter rate {self.rate!r}: choose fixed or heard")
-        if self.rate == "heard" and self.name != "aligner":
-            raise ValueError(f"rate 'heard' needs the adapter 'aligner', not {self.name!r}")
-        if self.read_by not in ("table", "letters"):
-            raise ValueError(f"unknown adapter read_by {self.read_by!r}: choose table or letters")
-        if self.read_by == "letters" and self.rate != "heard":
-            raise ValueError(f"adapter read_by 'letters' needs the rate 'heard', not {self.rate!r}")
+        if self.rate == "heard" and self.name not in ("aligner", "decoder"):
+            raise ValueError(f"rate 'heard' needs the adapter 'aligner' or 'decoder', not {self.name!r}")
+        if self.name == "decoder" and self.rate != "heard":
+            raise ValueError(f"adapter 'decoder' needs the rate 'heard', not {self.rate!r}")
 
 
 class AudioTokens(NamedTuple):
@@ -72,7 +70,7 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
 class Adapter(nn.Module):
     """Frames of a fixed rate: `stack` of them are one token."""
 
-    def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int, n_vocab: int) -> None:
+    def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int) -> None:
         super().__init__()
         self.config = config
 
@@ -101,8 +99,8 @@ class Adapter(nn.Module):
 class LinearAdapter(Adapter):
     """One linear map (LLaSM, arXiv 2308.15930, section 3)."""
 
-    def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int, n_vocab: int) -> None:
-        super().__init__(config, d_encoder, d_llm, n_vocab)
+    def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int) -> None:
+        super().__init__(config, d_encoder, d_llm)
         self.out = nn.Linear(config.stack * d_encoder, d_llm)
 
     def project(self, frames: Tensor, n_frames: Tensor) -> Tensor:
@@ -112,8 +110,8 @@ class LinearAdapter(Adapter):
 class MLPAdapter(Adapter):
     """Two layers with GELU (LLaVA-1.5, arXiv 2310.03744, section 3.3)."""
 
-    def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int, n_vocab: int) -> None:
-        super().__init__(config, d_encoder, d_llm, n_vocab)
+    def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int) -> None:
+        super().__init__(config, d_encoder, d_llm)
         self.hidden = nn.Linear(config.stack * d_encoder, config.width)
         self.out = nn.Linear(config.width, d_llm)
 
@@ -124,8 +122,8 @@ class MLPAdapter(Adapter):
 class SwiGLUAdapter(Adapter):
     """RMSNorm → SwiGLU → RMSNorm → linear (Ultravox's projector; SwiGLU: arXiv 2002.05202)."""
 
-    def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int, n_vocab: int) -> None:
-        super().__init__(config, d_encoder, d_llm, n_vocab)
+    def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int) -> None:
+        super().__init__(config, d_encoder, d_llm)
         d_in = config.stack * d_encoder
         self.norm_in = nn.RMSNorm(d_in, eps=1e-6)
         self.gate_up = nn.Linear(d_in, 2 * config.width, bias=False)
@@ -140,8 +138,8 @@ class SwiGLUAdapter(Adapter):
 class ConvAdapter(Adapter):
     """Strided convolutions, each halving the rate, then a residual bottleneck (BLSP, arXiv 2309.00916, section 3.1)."""
 
-    def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int, n_vocab: int) -> None:
-        super().__init__(config, d_encoder, d_llm, n_vocab)
+    def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int) -> None:
+        super().__init__(config, d_encoder, d_llm)
         n_convs = config.stack.bit_length() - 1  # stack is a power of two
         widths = [d_encoder, *[config.width] * n_convs]
         self.convs = nn.ModuleList(nn.Conv1d(a, b, kernel_size=5, stride=2, padding=2) for a, b in pairwise(widths))
@@ -188,63 +186,12 @@ class _Block(nn.Module):
         return x + F.dropout(self.down(hidden), self.dropout, self.training)
 
 
-def spelled(tokens: Sequence[str | None], n_letters: int) -> Tensor:
-    """The tokens of an LLM's vocabulary, as its tokenizer writes them → their UTF-8 bytes [V, n_letters] uint8.
-
-    Of a long token its beginning and its last three; 0 past the end.
-    """
-    letters = torch.zeros(len(tokens), n_letters, dtype=torch.uint8)
-    for row, token in zip(letters, tokens, strict=True):
-        # Byte-level and SentencePiece vocabularies write a space as Ġ and ▁.
-        text = (token or "").replace("Ġ", " ").replace("▁", " ").encode()
-        if len(text) > n_letters:
-            text = text[: n_letters - 3] + text[-3:]
-        row[: len(text)] = torch.tensor(list(text), dtype=torch.uint8)
-    return letters
-
-
-class Speller(nn.Module):
-    """Letters of an LLM's token → its key, so that a token can be recognised that training never said.
-
-    What sounds alike is spelled alike, more or less; an embedding of the LLM tells nothing of the sound, so each would
-    have to be heard often (a word network beside CTC: Collobert et al., arXiv 1906.04323, section 3).
-    """
-
-    N_LETTERS = 12
-    WIDTHS = (48, 160)  # of a letter, and of three of them
-    KEY = 256
-
-    def __init__(self, n_vocab: int) -> None:
-        super().__init__()
-        letter, width = self.WIDTHS
-        self.embed = nn.Embedding(256, letter)
-        self.place = nn.Parameter(0.3 * torch.randn(self.N_LETTERS, letter))
-        self.near = nn.Conv1d(letter, width, 3, padding=1)
-        self.wide = nn.Conv1d(width, width, 3, padding=1)
-        self.out = nn.Linear(4 * width, self.KEY)
-        self.letters: Tensor
-        self.register_buffer("letters", torch.zeros(n_vocab, self.N_LETTERS, dtype=torch.uint8))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids [n] → keys [n, KEY] of length 1."""
-        letters = self.letters[ids].int()
-        real = (letters > 0)[:, None]  # [n, 1, N_LETTERS]
-        n_real = real.sum(2).clamp(min=1)
-        x = (self.embed(letters) + self.place).transpose(1, 2) * real
-        x = F.gelu(self.near(x)) * real
-        x = (x + F.gelu(self.wide(x))) * real  # [n, width, N_LETTERS]
-        last = x.gather(2, (n_real - 1)[..., None].expand(-1, x.shape[1], 1))[..., 0]
-        parts = torch.cat([x.sum(2) / n_real, x.amax(2), x[..., 0], last], dim=1)
-        return F.normalize(self.out(parts).float(), dim=-1)
-
-
 class Aligner(Adapter):
     """Stack → Transformer with a convolutional position → states that are read as a CTC distribution (Graves et al.,
     ICML 2006) over the LLM's own tokens.
 
-    The logit of a token is the scaled cosine between the state and the token's key: its embedding in the LLM, both
-    taken from the table's mean, so that what is emitted lies among the LLM's word embeddings once it is trained
-    (stage `ground`); or what the `Speller` makes of its letters.
+    The logit of a token is the scaled cosine between the state and the token's embedding in the LLM, both taken from
+    the table's mean, so that what is emitted lies among the LLM's word embeddings once it is trained (stage `ground`).
     At rate `heard` it emits one embedding a recognised token: blanks dropped, repeats merged. A clip in which it hears
     none becomes one learned embedding, so that the LLM can be taught to say so.
     """
@@ -252,26 +199,19 @@ class Aligner(Adapter):
     GROUPS = 8  # of the convolutional position
     TOP_K = 8  # tokens whose embeddings are mixed into a heard token
 
-    def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int, n_vocab: int) -> None:
-        super().__init__(config, d_encoder, d_llm, n_vocab)
+    def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int) -> None:
+        super().__init__(config, d_encoder, d_llm)
         width = config.width
         self.inp = nn.Linear(config.stack * d_encoder, width)
         self.position = nn.Conv1d(width, width, kernel_size=9, padding=4, groups=self.GROUPS)
         self.blocks = nn.ModuleList(_Block(width, config.n_heads, config.dropout) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(width)
-        self.speller = Speller(n_vocab) if config.read_by == "letters" else None
-        self.out = nn.Linear(width, Speller.KEY if self.speller else d_llm)
+        self.out = nn.Linear(width, d_llm)
         self.blank = nn.Linear(width, 1)
         self.log_scale = nn.Parameter(torch.tensor([math.log(12.0)]))  # DeepSpeed sends no scalars
         if config.rate == "heard":
             self.silence = nn.Parameter(torch.zeros(d_llm))
         self._table_facts: tuple[Tensor, Tensor] | None = None
-        self._keys: Tensor | None = None
-
-    def train(self, mode: bool = True) -> Aligner:
-        if mode != self.training:  # steps in between may have changed them
-            self._keys = None
-        return super().train(mode)
 
     def forward(self, frames: Tensor, n_frames: Tensor, table: Tensor | None = None) -> AudioTokens:
         if self.config.rate == "fixed":
@@ -284,11 +224,11 @@ class Aligner(Adapter):
         return self.states(frames, n_frames)[0]
 
     def states(self, frames: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor]:
-        """frames [B, T, D] → states [B, N, K] and the blank's logits [B, N]."""
+        """frames [B, T, D] → states [B, N, H] and the blank's logits [B, N]."""
         return self.read(self.layers(frames, n_frames)[-1])
 
     def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What a block gave, [B, N, width] → states [B, N, K] and the blank's logits [B, N]."""
+        """What a block gave, [B, N, width] → states [B, N, H] and the blank's logits [B, N]."""
         x = self.norm(x)
         return self.out(x), self.blank(x)[..., 0]
 
@@ -305,11 +245,8 @@ class Aligner(Adapter):
         return outputs
 
     def token_logits(self, states: Tensor, table: Tensor, ids: Tensor | None = None) -> Tensor:
-        """states [..., K] → [..., V] logits, or [..., len(ids)] of those tokens only."""
+        """states [..., H] → [..., V] logits, or [..., len(ids)] of those tokens only."""
         scaled = F.normalize(states.float(), dim=-1) * self.log_scale.exp().float()
-        if self.speller is not None:
-            keys = self._all_keys() if ids is None else self.speller(ids)
-            return (scaled @ keys.T).float()
         mean, inverse_norm = self._facts(table)
         if ids is not None:
             rows = (table[ids].float() - mean) * inverse_norm[ids, None]
@@ -318,16 +255,6 @@ class Aligner(Adapter):
         scaled = scaled.to(table.dtype)
         centred = scaled @ table.T - (scaled @ mean.to(table.dtype))[..., None]
         return centred.float() * inverse_norm
-
-    def _all_keys(self) -> Tensor:
-        """[V, KEY], remembered until training begins or ends: where the speller learns, none but CTC asks, for some."""
-        assert self.speller is not None
-        letters = self.speller.letters
-        if self._keys is None or self._keys.device != letters.device:
-            ids = torch.arange(len(letters), device=letters.device)
-            with torch.inference_mode(False), torch.no_grad():
-                self._keys = torch.cat([self.speller(part) for part in ids.split(4096)])
-        return self._keys
 
     def _facts(self, table: Tensor) -> tuple[Tensor, Tensor]:
         """The table's mean [H] and 1 / ‖row - mean‖ [V]; computed once, for the table is frozen."""
@@ -345,7 +272,7 @@ class Aligner(Adapter):
         return self.collapse(states, blank, self.n_tokens(n_frames), table)
 
     def collapse(self, states: Tensor, blank: Tensor, counts: Tensor, table: Tensor) -> AudioTokens:
-        """states [B, N, K], blank logits [B, N], counts [B] of them real → the tokens heard."""
+        """states [B, N, H], blank logits [B, N], counts [B] of them real → the tokens heard."""
         real = length_mask(counts, states.shape[1])
         top, ids = self.token_logits(states, table).topk(min(self.TOP_K, table.shape[0]), dim=-1)  # [B, N, K]
         emitted = (top[..., 0] > blank) & real
@@ -370,7 +297,7 @@ class Aligner(Adapter):
         return AudioTokens(embeddings, n_heard + silent)
 
     def transcribe(self, frames: Tensor, n_frames: Tensor, table: Tensor) -> list[list[int]]:
-        """The best token ids of each clip by greedy CTC decoding."""
+        """The LLM's tokens of what is heard in each clip, by greedy CTC decoding."""
         states, blank = self.states(frames, n_frames)
         top, best = self.token_logits(states, table).max(-1)
         emitted = (top > blank) & length_mask(self.n_tokens(n_frames), best.shape[1])
@@ -378,8 +305,93 @@ class Aligner(Adapter):
         return [[t for t in torch.unique_consecutive(row).tolist() if t >= 0] for row in path]
 
 
+class DecoderAdapter(Adapter):
+    """Trained layers on the frames, Whisper's own decoder, frozen, that writes down what it hears in them, and a
+    trained projection: each LLM token of the text becomes its embedding and, added to it, what the projection makes of
+    the decoder's last hidden states there, which know more than the text.
+
+    Untrained it is the cascade of the two models: layers and projection start at zero. Behind the frames stands a
+    learned tail: Whisper ends a text by the silence that fills its window of 30 s, which would have to be encoded, and
+    loops where there is none (prefix tuning: Li and Liang, arXiv 2101.00190). Stage `ground` teaches layers and tail,
+    the others the projection. A decoder's transcript in front of an LLM: DeSTA2 (arXiv 2409.20007, section 2).
+    """
+
+    N_TAIL = 32
+    HEARING = ("blocks.", "tail")  # what `ground` trains
+
+    def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int) -> None:
+        super().__init__(config, d_encoder, d_llm)
+        blocks = [_Block(d_encoder, config.n_heads, config.dropout) for _ in range(config.n_layers)]
+        self.blocks = nn.ModuleList(blocks)
+        self.tail = nn.Parameter(0.5 * torch.randn(self.N_TAIL, d_encoder))
+        self.norm = nn.LayerNorm(d_encoder)
+        self.hidden, self.out = nn.Linear(d_encoder, config.width), nn.Linear(config.width, d_llm)
+        for layer in (self.out, *(layer for block in blocks for layer in (block.attn_out, block.down))):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.silence = nn.Parameter(torch.zeros(d_llm))
+        self.ear: Ear | None = None  # `LlasmModel.listen`
+
+    def forward(self, frames: Tensor, n_frames: Tensor, table: Tensor | None = None) -> AudioTokens:
+        if table is None:
+            raise ValueError("rate 'heard' needs the LLM's embedding table")
+        limits = self.n_tokens(n_frames)
+        written = self._ear.listen(*self.sound(frames, n_frames), limits)
+        found = [self._ear.in_llm(tokens) for tokens in written.tokens]
+        states = [
+            row[first:last].mean(0)
+            for row, (_, ranges), limit in zip(written.states, found, limits.tolist(), strict=True)
+            for first, last in ranges[:limit]
+        ]
+        heard = [ids[:limit] for (ids, _), limit in zip(found, limits.tolist(), strict=True)]
+        known = torch.stack(states) if states else written.states.new_zeros(0, frames.shape[-1])
+        said = torch.tensor([token for ids in heard for token in ids], dtype=torch.long, device=table.device)
+        embeddings = table[said] + self.out(F.gelu(self.hidden(self.norm(known.to(self.norm.weight.dtype)))))
+        # Clip after clip; one in which nothing was heard is one learned embedding.
+        parts = embeddings.split([len(ids) for ids in heard])
+        rows = [part if len(part) else self.silence[None].to(embeddings.dtype) for part in parts]
+        counts = torch.tensor([len(row) for row in rows], device=frames.device)
+        padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return AudioTokens(padded + 0.0 * self.silence, counts)  # under DDP every parameter needs a gradient
+
+    def sound(self, frames: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor]:
+        """frames [B, T, D], n_frames [B] → [B, T + N_TAIL, D], each clip's tail behind its frames, and what is real."""
+        real = length_mask(n_frames, frames.shape[1])
+        for block in self.blocks:
+            frames = block(frames, real)
+        longer = F.pad(frames, (0, 0, 0, self.N_TAIL))
+        places = n_frames[:, None] + torch.arange(self.N_TAIL, device=frames.device)
+        clips = torch.arange(len(frames), device=frames.device)[:, None]
+        tail = self.tail.to(frames.dtype).expand(len(frames), -1, -1)
+        return longer.index_put((clips, places), tail), length_mask(n_frames + self.N_TAIL, longer.shape[1])
+
+    def words_loss(self, frames: Tensor, n_frames: Tensor, targets: list[Tensor]) -> Tensor:
+        """Cross-entropy, summed, of Whisper's tokens of what is said and of the end behind them; targets: B × [U_i]."""
+        ear = self._ear
+        start, end = frames.new_tensor(ear.prompt, dtype=torch.long), frames.new_tensor([ear.end], dtype=torch.long)
+        rows = [torch.cat([start, target, end]) for target in targets]
+        tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=ear.end)
+        lengths = torch.tensor([len(row) for row in rows], device=tokens.device)
+        wanted = length_mask(lengths, tokens.shape[1])[:, 1:].clone()
+        wanted[:, : len(ear.prompt) - 1] = False
+        states = ear.states(tokens[:, :-1], *self.sound(frames, n_frames))
+        return F.cross_entropy(ear.logits(states[wanted]), tokens[:, 1:][wanted], reduction="sum")
+
+    def transcribe(self, frames: Tensor, n_frames: Tensor, table: Tensor) -> list[list[int]]:
+        """The LLM's tokens of what is heard in each clip."""
+        written = self._ear.listen(*self.sound(frames, n_frames), self.n_tokens(n_frames))
+        return [self._ear.in_llm(tokens)[0] for tokens in written.tokens]
+
+    @property
+    def _ear(self) -> Ear:
+        if self.ear is None:
+            raise ValueError("adapter 'decoder' has no decoder yet: call LlasmModel.listen with the LLM's tokenizer")
+        return self.ear
+
+
 ADAPTERS: dict[str, type[Adapter]] = {
     "aligner": Aligner,
+    "decoder": DecoderAdapter,
     "swiglu": SwiGLUAdapter,
     "mlp": MLPAdapter,
     "linear": LinearAdapter,
@@ -387,6 +399,6 @@ ADAPTERS: dict[str, type[Adapter]] = {
 }
 
 
-def build_adapter(config: AdapterConfig, d_encoder: int, d_llm: int, n_vocab: int) -> Adapter:
-    """d_encoder, d_llm: widths of the encoder's frames and of the LLM's embeddings; n_vocab: rows of its table."""
-    return ADAPTERS[config.name](config, d_encoder, d_llm, n_vocab)
+def build_adapter(config: AdapterConfig, d_encoder: int, d_llm: int) -> Adapter:
+    """d_encoder, d_llm: widths of the encoder's frames and of the LLM's embeddings."""
+    return ADAPTERS[config.name](config, d_encoder, d_llm)

@@ -23,7 +23,7 @@ from safetensors.torch import save as serialised
 from transformers import AutoConfig, AutoModelForCausalLM, WhisperModel
 
 from llasm import weights
-from llasm.adapter import AdapterConfig, Speller, build_adapter, spelled
+from llasm.adapter import AdapterConfig, DecoderAdapter, build_adapter
 from llasm.configuration_llasm import LlasmConfig
 from llasm.errors import LlasmError
 from llasm.files import write_whole
@@ -63,10 +63,7 @@ def from_bases(
     audio_dir, text_dir = weights.resolve(audio_base), weights.resolve(text_base)
     config.bases = {"audio": _identity(audio_base, audio_dir), "text": _identity(text_base, text_dir)}
     model = _assemble(config, audio_dir, text_dir, dtype, quantization)
-    if adapter.read_by == "letters":
-        letters = model.model.multi_modal_projector.speller.letters
-        tokens = processor.tokenizer.convert_ids_to_tokens(range(len(letters)))
-        letters.copy_(spelled(tokens, Speller.N_LETTERS))
+    model.model.listen(processor.tokenizer)
     return model, processor
 
 
@@ -109,15 +106,17 @@ def _assemble(
 ) -> LlasmForConditionalGeneration:
     """Puts the bases' own modules into the frame, so that nothing is initialised only to be overwritten."""
     model = outline(config)
-    tower = WhisperModel.from_pretrained(audio_dir, dtype=dtype).encoder
+    whisper = WhisperModel.from_pretrained(audio_dir, dtype=dtype)
+    tower = whisper.encoder
     tower.__class__ = LlasmAudioTower  # same parameters, another forward
     llm = AutoModelForCausalLM.from_pretrained(text_dir, dtype=dtype, **_quantized(quantization))
     model.model.audio_tower = tower
     model.model.language_model = llm.model
     model.lm_head = llm.lm_head
-    text = config.text_config
-    projector = build_adapter(config.adapter_config, config.audio_config.d_model, text.hidden_size, text.vocab_size)
+    projector = build_adapter(config.adapter_config, config.audio_config.d_model, config.text_config.hidden_size)
     model.model.multi_modal_projector = projector
+    if isinstance(projector, DecoderAdapter):
+        model.model.audio_decoder = whisper.decoder
     model.generation_config = llm.generation_config
     return model.eval()
 
@@ -179,8 +178,10 @@ def load(
     config, processor = describe(directory)
     if not (directory / WEIGHTS).exists():
         merged = LlasmForConditionalGeneration.from_pretrained(directory, dtype=dtype)
+        merged.model.listen(processor.tokenizer)
         return merged.eval(), processor
     model = _load_parts(config, directory, dtype)
+    model.model.listen(processor.tokenizer)
     if (directory / LORA_CONFIG).exists():
         from peft import PeftModel
 
@@ -198,6 +199,7 @@ def load_to_train(
     config, processor = describe(directory)
     refuse_merged(directory)
     model = _load_parts(config, directory, dtype, quantization)
+    model.model.listen(processor.tokenizer)
     if not (directory / LORA_CONFIG).exists():
         return model, processor, None
     from peft import PeftModel

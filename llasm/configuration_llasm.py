@@ -11,7 +11,7 @@ from llasm.adapter import AdapterConfig
 
 class LlasmConfig(PreTrainedConfig):
     """
-    audio_config: a WhisperConfig (only its encoder is used).
+    audio_config: a WhisperConfig (its decoder is used by the adapter `decoder` alone).
     text_config: the config of any Llama-family causal LM.
     adapter: the fields of `llasm.adapter.AdapterConfig`.
     audio_token_id: id of the placeholder token; it may lie past the LLM's embedding table.

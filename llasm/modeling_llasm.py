@@ -1,4 +1,5 @@
-"""The model: a frozen Whisper encoder, a projection adapter, a Llama-family LLM.
+"""The model: a frozen Whisper encoder, a projection adapter, a Llama-family LLM; with the adapter `decoder`, Whisper's
+frozen decoder as well.
 
 Shapes: B conversations, L text positions, A audio clips of at most 30 s (over the whole batch, in the order
 of their placeholders), M mel frames (100/s), T encoder frames (50/s), D encoder width, N audio tokens,
@@ -19,15 +20,17 @@ from transformers import (
     AutoModel,
     AutoModelForMultimodalLM,
     AutoProcessor,
+    AutoTokenizer,
     GenerationMixin,
     PreTrainedModel,
 )
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder
 
-from llasm.adapter import AudioTokens, build_adapter
+from llasm.adapter import AudioTokens, DecoderAdapter, build_adapter
 from llasm.configuration_llasm import LlasmConfig
+from llasm.ear import Ear
 from llasm.processing_llasm import LlasmProcessor
 
 
@@ -77,8 +80,9 @@ class LlasmModel(LlasmPreTrainedModel):
             config.adapter_config,
             config.audio_config.d_model,
             config.text_config.hidden_size,
-            config.text_config.vocab_size,
         )
+        if isinstance(self.multi_modal_projector, DecoderAdapter):
+            self.audio_decoder = WhisperDecoder(config.audio_config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
@@ -91,6 +95,12 @@ class LlasmModel(LlasmPreTrainedModel):
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         return self.audio_tower if modality == "audio" else super().get_encoder(modality=modality)
 
+    def listen(self, tokenizer: Any) -> None:
+        """Gives the adapter `decoder` Whisper's decoder and the LLM's tokenizer; others need neither."""
+        if isinstance(self.multi_modal_projector, DecoderAdapter):
+            language = self.config.adapter_config.language
+            self.multi_modal_projector.ear = Ear(self.audio_decoder, tokenizer, language)
+
     def encode_frames(self, input_features: Tensor, input_features_mask: Tensor) -> tuple[Tensor, Tensor]:
         """[A, mels, M] with mask [A, M] → frames [A, T, D] and the number that is real [A]."""
         frames = self.audio_tower(input_features, input_features_mask).last_hidden_state
@@ -98,9 +108,13 @@ class LlasmModel(LlasmPreTrainedModel):
 
     def project_frames(self, frames: Tensor, n_frames: Tensor) -> AudioTokens:
         """frames [A, T, D] (cached or fresh), n_frames [A] → what the LLM receives."""
-        weight = next(self.multi_modal_projector.parameters())
+        adapter = self.multi_modal_projector
+        if isinstance(adapter, DecoderAdapter) and adapter.ear is None:
+            # A merged model that transformers has loaded: its tokenizer lies beside its weights.
+            self.listen(AutoTokenizer.from_pretrained(self.config.name_or_path))
+        weight = next(adapter.parameters())
         table = self.get_input_embeddings().weight
-        return self.multi_modal_projector(frames.to(weight.dtype), n_frames, table)
+        return adapter(frames.to(weight.dtype), n_frames, table)
 
     def get_audio_features(self, input_features: Tensor, input_features_mask: Tensor, **kwargs: Any) -> AudioTokens:
         return self.project_frames(*self.encode_frames(input_features, input_features_mask))

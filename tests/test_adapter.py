@@ -1,19 +1,50 @@
-"""Every adapter: counts, padding, and the aligner's CTC reading."""
+"""Every adapter: counts, padding, the aligner's CTC reading, and what Whisper's decoder writes."""
+
+from itertools import pairwise
 
 import pytest
 import torch
+from transformers import AutoTokenizer, WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
-from llasm.adapter import ADAPTERS, AdapterConfig, Speller, build_adapter, spelled
+from llasm.adapter import ADAPTERS, AdapterConfig, build_adapter
+from llasm.checkpoint import DEFAULT_MODEL, locate
+from llasm.ear import Ear
+from llasm.errors import LlasmError
 
 D, H, V = 24, 16, 50
 
 
 def make(name, **fields):
     torch.manual_seed(0)
-    return build_adapter(AdapterConfig(name=name, width=32, n_layers=1, n_heads=2, **fields), D, H, V).eval()
+    return build_adapter(AdapterConfig(name=name, width=32, n_layers=1, n_heads=2, **fields), D, H).eval()
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.fixture(scope="module")
+def ear():
+    """A random decoder of Whisper's, in front of the default's vocabulary."""
+    torch.manual_seed(0)
+    sizes = {"d_model": D, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32}
+    tokenizer = AutoTokenizer.from_pretrained(locate(DEFAULT_MODEL))
+    return Ear(WhisperDecoder(WhisperConfig(**sizes)).eval(), tokenizer, "en")
+
+
+@pytest.fixture
+def decoder(ear):
+    adapter = make("decoder", rate="heard")
+    adapter.ear = ear
+    return adapter
+
+
+def retrained(adapter):
+    """With other weights than those that change nothing."""
+    torch.manual_seed(1)
+    for parameter in adapter.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return adapter
+
+
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if name != "decoder"])
 @torch.inference_mode()
 def test_padding_in_a_batch_changes_nothing(name):
     adapter = make(name)
@@ -35,13 +66,12 @@ def test_padding_in_a_batch_changes_nothing(name):
         {"rate": "nosuch"},
         {"name": "mlp", "rate": "heard"},
         {"name": "conv", "stack": 3},
-        {"read_by": "nosuch"},
-        {"read_by": "letters"},
+        {"name": "decoder"},
     ],
 )
 def test_what_does_not_exist_is_refused(fields):
     with pytest.raises(ValueError, match=r"nosuch|heard|power of two"):
-        build_adapter(AdapterConfig(**fields), D, H, V)
+        build_adapter(AdapterConfig(**fields), D, H)
 
 
 @torch.inference_mode()
@@ -71,37 +101,92 @@ def test_a_clip_in_which_nothing_is_heard_is_one_learned_embedding():
     assert torch.equal(adapter.silence.grad, torch.ones(H))
 
 
-def test_tokens_are_spelled_in_any_vocabulary():
-    tokens = ["Ġthe", "▁the", "the", None, "Ġcounterrevolutionaries"]
-    byte_level, sentence_piece, bare, nothing, long = (bytes(row.tolist()) for row in spelled(tokens, 12))
-    assert byte_level == sentence_piece == b" the".ljust(12, b"\0") != bare
-    assert nothing == bytes(12) and long == b" counterries"
-
-
-def test_what_is_spelled_alike_has_one_key_wherever_it_stands():
-    torch.manual_seed(0)
-    speller = Speller(4)
-    speller.letters.copy_(spelled(["Ġsea", "Ġsee", "Ġsea", None], Speller.N_LETTERS))
-    keys = speller(torch.arange(4))
-    torch.testing.assert_close(keys.norm(dim=-1), torch.ones(4))
-    assert torch.equal(keys[0], keys[2]) and not torch.allclose(keys[0], keys[1], atol=1e-2)
-    keys[0, 0].backward()
-    assert speller.embed.weight.grad[ord("s")].any() and not speller.embed.weight.grad[ord("z")].any()
-
-
 @torch.inference_mode()
-def test_letters_tell_which_token_and_the_table_what_the_llm_receives():
-    adapter = make("aligner", rate="heard", read_by="letters")
-    adapter.speller.letters.copy_(spelled([f"Ġ{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(V)], 12))
-    adapter.log_scale.fill_(5.0)
-    states = adapter.speller(torch.tensor([3, 3, 8]))[None]
-    heard = adapter.collapse(states, torch.full((1, 3), -99.0), torch.tensor([3]), torch.eye(V)[:, :H])
-    assert heard.counts.tolist() == [2] and heard.embeddings[0].argmax(-1).tolist() == [3, 8]
-
-
-@pytest.mark.parametrize("read_by", ["table", "letters"])
-@torch.inference_mode()
-def test_logits_of_some_tokens_are_those_of_all(read_by):
-    adapter, table = make("aligner", rate="heard", read_by=read_by), torch.randn(V, H)
-    states, ids = torch.randn(2, 3, adapter.out.out_features), torch.tensor([4, 40, 7])
+def test_logits_of_some_tokens_are_those_of_all():
+    adapter, table = make("aligner", rate="heard"), torch.randn(V, H)
+    states, ids = torch.randn(2, 3, H), torch.tensor([4, 40, 7])
     torch.testing.assert_close(adapter.token_logits(states, table, ids), adapter.token_logits(states, table)[..., ids])
+
+
+@torch.inference_mode()
+def test_the_decoder_is_whispers_own(ear):
+    tokens, frames = torch.randint(0, 50000, (2, 7)), torch.randn(2, 11, D)
+    wanted = ear.decoder(input_ids=tokens, encoder_hidden_states=frames).last_hidden_state
+    torch.testing.assert_close(ear.states(tokens, frames, torch.ones(2, 11, dtype=torch.bool)), wanted)
+    # Step by step it writes what follows best on all that it has written.
+    written = ear.listen(frames, torch.ones(2, 11, dtype=torch.bool), torch.tensor([6, 4]))
+    assert [len(row) for row in written.tokens] == [6, 4] and written.states.shape == (2, 6, D)
+    given = torch.tensor([ear.prompt + written.tokens[0]])
+    states = ear.states(given, frames[:1], torch.ones(1, 11, dtype=torch.bool))[:, len(ear.prompt) - 1 : -1]
+    torch.testing.assert_close(states, written.states[:1])
+    scores = ear.logits(states)[0]
+    scores[:, ear.whisper.non_speech_tokens] = -torch.inf
+    scores[:, ear.end + 1 :] = -torch.inf
+    assert scores.argmax(-1).tolist() == written.tokens[0]
+
+
+@torch.inference_mode()
+def test_what_is_written_does_not_depend_on_the_batch(decoder):
+    retrained(decoder)
+    lengths, table = torch.tensor([17, 40, 4]), torch.randn(50000, H)
+    frames = torch.randn(3, 40, D)
+    batch = decoder(frames, lengths, table)
+    for i, n in enumerate(lengths.tolist()):
+        alone = decoder(frames[i : i + 1, :n], lengths[i : i + 1], table)
+        count = int(alone.counts[0])
+        assert count == int(batch.counts[i]) and 1 <= count <= decoder.n_tokens(n)
+        torch.testing.assert_close(batch.embeddings[i, :count], alone.embeddings[0], atol=1e-4, rtol=1e-4)
+        assert not batch.embeddings[i, count:].any()
+
+
+@pytest.mark.parametrize("text", ["Who met Duluth's naïve mayor?", "北京的天气怎么样？", "In 1998, 3 of us.", "Ja"])
+def test_the_llm_reads_what_is_written_as_if_it_were_typed(ear, text):
+    [written] = ear.encode([f" {text} "])
+    ids, ranges = ear.in_llm(written)
+    assert ids == ear.tokenizer(text)["input_ids"]
+    assert ranges[0][0] <= 1 and ranges[-1][1] == len(written)  # a space alone may come first
+    assert all(first < last <= len(written) for first, last in ranges)
+    assert all(earlier[0] <= later[0] for earlier, later in pairwise(ranges))
+
+
+@torch.inference_mode()
+def test_untrained_it_is_what_whisper_writes_in_the_llms_embeddings(decoder, monkeypatch):
+    table = torch.randn(50000, H)
+    [written] = decoder.ear.encode(["Who met Duluth?"])
+    states = torch.randn(2, 9, D)
+    found = type("Written", (), {"tokens": [written, []], "states": states})
+    monkeypatch.setattr(decoder.ear, "listen", lambda *_: found)
+    frames, lengths = torch.randn(2, 40, D), torch.tensor([40, 30])
+    decoder.silence.fill_(3.0)
+    heard = decoder(frames, lengths, table)
+    ids = decoder.ear.tokenizer("Who met Duluth?")["input_ids"]
+    assert heard.counts.tolist() == [len(ids), 1]
+    torch.testing.assert_close(heard.embeddings[0], table[ids])
+    assert torch.equal(heard.embeddings[1, 0], decoder.silence) and not heard.embeddings[1, 1:].any()
+    assert decoder(frames, torch.tensor([8, 30]), table).counts.tolist() == [2, 1]  # never more than 12.5 a second
+    retrained(decoder)
+    beside = decoder(frames, lengths, table).embeddings[0] - table[ids]
+    assert beside.abs().min(-1).values.max() > 0
+
+
+def test_words_are_taught_up_to_their_end_and_to_what_hears_alone(decoder):
+    retrained(decoder)
+    frames, lengths = torch.randn(2, 30, D), torch.tensor([30, 20])
+    targets = [torch.tensor(ids, dtype=torch.long) for ids in decoder.ear.encode(["Who met Duluth?", ""])]
+    loss = decoder.words_loss(frames, lengths, targets)
+    each = [decoder.words_loss(frames[i : i + 1], lengths[i : i + 1], targets[i : i + 1]) for i in range(2)]
+    torch.testing.assert_close(loss, torch.stack(each).sum())
+    states = decoder.ear.states(torch.tensor([decoder.ear.prompt]), *decoder.sound(frames[1:, :20], lengths[1:]))
+    silent = decoder.ear.logits(states[0, -1]).log_softmax(-1)[decoder.ear.end]
+    torch.testing.assert_close(each[1], -silent, atol=1e-4, rtol=1e-4)
+    loss.backward()
+    for name, parameter in decoder.named_parameters():
+        assert (parameter.grad is not None and bool(parameter.grad.any())) == name.startswith(decoder.HEARING), name
+
+
+def test_a_language_that_whisper_lacks_is_named(ear):
+    with pytest.raises(LlasmError, match="'xx' is none of Whisper's"):
+        Ear(ear.decoder, ear.tokenizer, "xx")
+    english = type("Decoder", (), {"config": WhisperConfig(vocab_size=51864)})
+    with pytest.raises(LlasmError, match="'zh', but the Whisper is an English-only one"):
+        Ear(english, ear.tokenizer, "zh")

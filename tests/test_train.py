@@ -5,17 +5,16 @@ import os
 import re
 import signal
 from dataclasses import replace
-from importlib.resources import files
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 import llasm
 from llasm import checkpoint
-from llasm.adapter import AdapterConfig, Speller, build_adapter, spelled
+from llasm.adapter import AdapterConfig, DecoderAdapter, build_adapter
 from llasm.data_gen.build import build
 from llasm.data_gen.recipe import Recipe as DataRecipe
 from llasm.data_gen.recipe import Respond, Vary, Verify
@@ -24,7 +23,6 @@ from llasm.options import recipe_names, recipe_path
 from llasm.train import guard
 from llasm.train.conversation import Renderer, with_texts
 from llasm.train.data import LengthGroupedOrder, Sample, split
-from llasm.train.ground import speller
 from llasm.train.losses import sampled_ctc, softened_kl
 from llasm.train.recipe import Losses, Recipe, load_recipe
 from llasm.train.run import train
@@ -164,25 +162,34 @@ def test_each_answer_has_one_teacher(bases, spoken, tmp_path):
         assert float(stage(**repeat)[learned]) > 0
 
 
-def test_ground_alone_learns_how_tokens_are_spelled(bases, spoken, tmp_path):
-    adapter = AdapterConfig(**SMALL | {"rate": "heard", "read_by": "letters"})
+def test_whispers_decoder_learns_to_hear_and_then_what_it_means(bases, spoken, tmp_path, few_guard_texts):
+    adapter = AdapterConfig(**SMALL | {"name": "decoder", "rate": "heard"})
     ground = train(recipe("ground", bases, spoken, tmp_path / "ground", adapter=adapter))
     align = train(recipe("align", bases, spoken, tmp_path / "align", init=str(ground)))
+    chat = train(recipe("chat", bases, spoken, tmp_path / "chat", init=str(align)))
     prefix = "base_model.model.model.multi_modal_projector."
+    untrained, _ = checkpoint.from_bases(bases["audio_base"], bases["text_base"], adapter)
+    start = {prefix + name: p.bfloat16() for name, p in untrained.model.multi_modal_projector.named_parameters()}
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (ground, align))
-    spelling = [name for name in before if ".speller." in name]
-    assert len(spelling) == 9 and all(torch.equal(before[name], after[name]) for name in spelling)
-    assert not torch.equal(before[prefix + "out.weight"], after[prefix + "out.weight"])
-    tokens = AutoTokenizer.from_pretrained(bases["text_base"]).convert_ids_to_tokens(
-        range(len(before[prefix + "speller.letters"]))
-    )
-    assert torch.equal(before[prefix + "speller.letters"], spelled(tokens, Speller.N_LETTERS))
-    started, _ = checkpoint.from_bases(bases["audio_base"], bases["text_base"], adapter)
-    assert started.model.multi_modal_projector.speller.letters.any()
-    checkpoint.merge(align, tmp_path / "merged")
+    assert before.keys() == after.keys() == start.keys()  # nothing of Whisper's own
+    hearing = [name for name in start if name.removeprefix(prefix).startswith(DecoderAdapter.HEARING)]
+    assert len(hearing) == 13 and all(torch.equal(before[name], after[name]) for name in hearing)
+    assert not torch.equal(start[prefix + "tail"], before[prefix + "tail"])
+    meaning = prefix + "out.weight"
+    assert torch.equal(start[meaning], before[meaning]) and not torch.equal(before[meaning], after[meaning])
+    log = metrics_of(ground)["log"][0]
+    assert log["ce"] > 0 and "ctc" not in log and "ctc" not in metrics_of(align)["log"][0]
+    assert "token_error_rate" in metrics_of(ground)["held_out"]
+    checkpoint.merge(chat, tmp_path / "merged")
     question = [{"role": "user", "content": [{"type": "audio", "audio": torch.sin(torch.arange(16000) / 20).numpy()}]}]
-    answers = [llasm.load(folder).chat(question, max_new_tokens=8).text for folder in (align, tmp_path / "merged")]
+    answers = [llasm.load(folder).chat(question, max_new_tokens=8).text for folder in (chat, tmp_path / "merged")]
     assert answers[0] == answers[1]
+    plain = AutoModelForMultimodalLM.from_pretrained(tmp_path / "merged")  # without llasm's own loading
+    processor = AutoProcessor.from_pretrained(tmp_path / "merged")
+    inputs = processor(text=f"{processor.audio_token} Hm?", audio=question[0]["content"][0]["audio"])
+    assert plain.generate(**inputs, max_new_tokens=4).shape[1] > 4
+    with pytest.raises(LlasmError, match="zero 3 needs all processes"):
+        train(recipe("align", bases, spoken, tmp_path / "zero", init=str(ground), zero=3, dry_run=True))
 
 
 def test_recordings_are_repeated_by_ce_in_chat(bases, spoken, tmp_path, few_guard_texts):
@@ -325,13 +332,19 @@ def test_shipped_recipes_say_how_to_launch_them(name):
         {"chat_template": "llama2", "init": "llasm-tiny"},
         {"losses": Losses(ctc=-1)},
         {"losses": Losses(kl=1)},
-        {"losses": Losses(ctc=0)},
-        {"losses": Losses(spelling=1), "stage": "align"},
     ],
 )
 def test_impossible_settings_are_refused(fields):
     with pytest.raises(LlasmError, match=next(iter(fields)).replace("losses", "loss")):
         Recipe(**{"stage": "ground", "data": ["x"], "output": "y", **fields})
+
+
+def test_an_adapter_has_the_losses_that_it_can_be_trained_by():
+    ground = Recipe(stage="ground", data=["x"], output="y")
+    assert [ground.weights_for(name)["ctc"] for name in ("aligner", "decoder")] == [1, 0]
+    assert [ground.weights_for(name)["ce"] for name in ("aligner", "decoder")] == [0, 1]
+    with pytest.raises(LlasmError, match="every loss that adapter 'aligner' has is switched off"):
+        replace(ground, losses=Losses(ctc=0)).weights_for("aligner")
 
 
 def test_an_unknown_key_is_named_where_it_stands(tmp_path):
@@ -350,20 +363,9 @@ def test_one_data_set_needs_no_brackets(tmp_path):
         load_recipe(str(tmp_path / "mine.yaml"))
 
 
-def test_ground_spells_in_the_llms_own_ids_and_learns_by_it(bases, spoken, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(str(files("llasm") / "default"))
-    pieces = speller(tokenizer).encode("Who saw the Hunchback?", add_special_tokens=False).ids
-    assert tokenizer.decode(pieces) == "Who saw the Hunchback?"
-    assert len(pieces) > len(tokenizer("Who saw the Hunchback?")["input_ids"])
-    plain = metrics_of(train(recipe("ground", bases, spoken, tmp_path / "plain")))["log"][0]
-    spelled = train(recipe("ground", bases, spoken, tmp_path / "spelled", losses=Losses(spelling=0.5)))
-    log = metrics_of(spelled)["log"][0]
-    assert "spelling" not in plain and log["loss"] == pytest.approx(log["ctc"] + 0.5 * log["spelling"], rel=1e-3)
-
-
 def test_a_vocabulary_sampled_whole_gives_the_full_ctc_loss():
     torch.manual_seed(0)
-    adapter = build_adapter(AdapterConfig(width=32, n_layers=1, n_heads=2), 8, 16, 40).eval()
+    adapter = build_adapter(AdapterConfig(width=32, n_layers=1, n_heads=2), 8, 16).eval()
     table, targets = torch.randn(12, 16), [torch.tensor([3, 3, 5]), torch.tensor([1])]
     states, blank, steps = torch.randn(2, 9, 16), torch.randn(2, 9), torch.tensor([9, 6])
     logits = torch.cat([blank[..., None], adapter.token_logits(states, table)], -1)

@@ -39,7 +39,7 @@ def _plot(log: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="step", ylabel="loss a token")
-    names = ["loss", "ctc", "spelling", "kl", "ce", "guard", "token_error_rate"]
+    names = ["loss", "ctc", "kl", "ce", "guard", "token_error_rate"]
     colours = {name: f"C{i}" for i, name in enumerate(names)}
     for name in names:
         for key, style in ((name, "-"), (f"eval_{name}", "o:")):
@@ -54,7 +54,7 @@ def _plot(log: list[dict[str, Any]], path: Path) -> None:
 
 def _card(recipe: Recipe, output: Path, bases: dict[str, Any], plan: Plan, figures: dict[str, Any]) -> str:
     held_out = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures["held_out"].items())
-    losses = ", ".join(f"{name} × {weight:g}" for name, weight in recipe.loss_weights.items() if weight)
+    losses = ", ".join(f"{name} × {weight:g}" for name, weight in plan.losses.items() if weight)
     parts = "\n".join(
         f"| {part} | {total / 1e6:.2f} M | {f'{trained / 1e6:.2f} M' if trained else 'frozen'} |"
         for part, (total, trained) in plan.parameters.items()

@@ -1,87 +1,71 @@
-"""Stage `ground`: the aligner learns by CTC to emit the LLM's own tokens; the LLM itself is not run.
+"""Stage `ground`: the adapter learns to hear words, from speech and its transcript; the LLM itself is not run.
 
-The classifier is the LLM's embedding table (frozen), so what the aligner emits lies among the word
-embeddings from the start. Beside it the middle layer may learn to spell: short pieces are heard thousands of times
-where a name is heard once.
+The aligner learns by CTC to emit the LLM's own tokens. Its classifier is the LLM's embedding table (frozen), so what it
+emits lies among the word embeddings from the start. The adapter `decoder` learns where the sound ends, by cross-entropy
+of what Whisper's decoder is to write.
 
-Shapes: B clips, T frames, D encoder width, U target tokens.
+Shapes: B clips, T frames, D encoder width, U target tokens: the LLM's (aligner) or Whisper's (decoder).
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from llasm.adapter import Aligner
-from llasm.errors import LlasmError
+from llasm.adapter import Aligner, DecoderAdapter
+from llasm.ear import Ear
 from llasm.features import FeatureCache
 
 from .data import Sample, pad_frames
 from .losses import combined, sampled_ctc
 
-N_MERGES = 1000  # pieces of 2.5 letters in English: some 6 a second, of the aligner's 12.5 steps
 SHOWN_WORDS = 50  # unseen words listed, the most frequent first
 
 
 class GroundModel(nn.Module):
-    """The aligner with its loss, as the Trainer wants it."""
+    """The adapter with its loss, as the Trainer wants it."""
 
-    def __init__(self, adapter: Aligner, table: Tensor, weights: dict[str, float], n_negatives: int) -> None:
+    def __init__(
+        self, adapter: Aligner | DecoderAdapter, table: Tensor, weights: dict[str, float], n_negatives: int
+    ) -> None:
         super().__init__()
         self.adapter, self.weights, self.n_negatives = adapter, weights, n_negatives
         self.table: Tensor
         self.register_buffer("table", table.detach(), persistent=False)
 
     def forward(
-        self,
-        frames: Tensor,
-        n_frames: Tensor,
-        targets: list[Tensor],
-        spelled: list[Tensor],
-        counts: dict[str, Any],
-        **_: Any,
+        self, frames: Tensor, n_frames: Tensor, targets: list[Tensor], counts: dict[str, Any], **_: Any
     ) -> dict[str, Tensor]:
-        """frames [B, T, D], n_frames [B], targets and spelled B × [U_i] → the loss; `counts` says by how many tokens
-        to divide.
-
-        `spelling` is CTC at the layer in the middle, read as the last one is (intermediate CTC: Lee and Watanabe,
-        arXiv 2102.03216), in smaller units than the last layer's (Higuchi et al., arXiv 2110.04109).
-        """
+        """frames [B, T, D], n_frames [B], targets B × [U_i] → the loss; `counts` says by how many tokens to divide."""
         frames = frames.to(next(self.adapter.parameters()).dtype)  # DeepSpeed trains in bfloat16
-        layers = self.adapter.layers(frames, n_frames)
-        n_steps = self.adapter.n_tokens(n_frames)
-
-        def ctc(layer: Tensor, words: list[Tensor]) -> Tensor:
-            states, blank = self.adapter.read(layer)
-            return sampled_ctc(self.adapter, states, blank, n_steps, words, self.table, self.n_negatives)
-
-        parts = {"ctc": ctc(layers[-1], targets)}
-        if self.weights["spelling"]:
-            parts["spelling"] = ctc(layers[(len(layers) - 1) // 2], spelled)
+        if isinstance(self.adapter, DecoderAdapter):
+            parts = {"ce": self.adapter.words_loss(frames, n_frames, targets)}
+        else:
+            states, blank = self.adapter.states(frames, n_frames)
+            n_steps = self.adapter.n_tokens(n_frames)
+            parts = {"ctc": sampled_ctc(self.adapter, states, blank, n_steps, targets, self.table, self.n_negatives)}
         return combined(parts, counts, self.weights)
 
     @torch.no_grad()
-    def held_out(self, frames: Tensor, n_frames: Tensor, targets: list[Tensor], **_: Any) -> dict[str, tuple[int, int]]:
-        """The edit distance between recognised and spoken tokens, as (errors, tokens)."""
+    def held_out(self, frames: Tensor, n_frames: Tensor, said: list[list[int]], **_: Any) -> dict[str, tuple[int, int]]:
+        """The edit distance between recognised and spoken tokens of the LLM, as (errors, tokens)."""
         import jiwer
 
         heard = self.transcribe(frames, n_frames)
-        n_errors = sum(len(ids) for ids, target in zip(heard, targets) if not len(target))  # heard where nobody speaks
-        pairs = [(target.tolist(), ids) for target, ids in zip(targets, heard) if len(target)]
+        n_errors = sum(len(ids) for ids, words in zip(heard, said) if not words)  # heard where nobody speaks
+        pairs = [(words, ids) for words, ids in zip(said, heard) if words]
         if pairs:
-            said, ids = ([" ".join(map(str, side)) for side in sides] for sides in zip(*pairs))
-            found = jiwer.process_words(said, ids)
+            wanted, found_ids = ([" ".join(map(str, side)) for side in sides] for sides in zip(*pairs))
+            found = jiwer.process_words(wanted, found_ids)
             n_errors += found.substitutions + found.deletions + found.insertions
-        return {"token_error_rate": (n_errors, sum(map(len, targets)))}
+        return {"token_error_rate": (n_errors, sum(map(len, said)))}
 
     @torch.no_grad()
     def transcribe(self, frames: Tensor, n_frames: Tensor) -> list[list[int]]:
-        """Token ids that are heard in each clip."""
+        """The LLM's tokens that are heard in each clip."""
         return self.adapter.transcribe(frames, n_frames, self.table)
 
     def answer(self, batch: dict[str, Any], max_new_tokens: int) -> list[Tensor]:
@@ -90,38 +74,27 @@ class GroundModel(nn.Module):
 
 
 class GroundCollator:
-    """Samples → frames [B, T, D], n_frames [B], targets B × [U_i]; every audio is a clip of its own, less those whose
-    words nobody knows; where nobody speaks, no token is the target."""
+    """Samples → frames [B, T, D], n_frames [B], targets B × [U_i] and the LLM's tokens of the same; every audio is a
+    clip of its own, less those whose words nobody knows; where nobody speaks, no token is the target."""
 
-    def __init__(self, cache: FeatureCache, tokenizer: Any, spells: bool = False) -> None:
-        self.cache, self.tokenizer = cache, tokenizer
-        self.speller = speller(tokenizer) if spells else None
+    def __init__(self, cache: FeatureCache, tokenizer: Any, ear: Ear | None = None) -> None:
+        """tokenizer: the LLM's; ear: of the adapter `decoder`."""
+        self.cache, self.tokenizer, self.ear = cache, tokenizer, ear
 
     def __call__(self, samples: list[tuple[Sample, int]]) -> dict[str, Any]:
         pairs = [pair for s, _ in samples for pair in zip(s.keys, s.texts, strict=True) if pair[1] or s.silent]
         frames, n_frames = pad_frames([self.cache.get(key).float() for key, _ in pairs])
         texts = [text for _, text in pairs]
-        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        pieces = [self.speller.encode(text, add_special_tokens=False).ids for text in texts if self.speller]
+        said = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids = self.ear.encode(texts) if self.ear else said
         n_tokens = sum(map(len, ids))
-        counts = {"ctc": n_tokens, "spelling": sum(map(len, pieces)), "tokens": n_tokens}
         return {
             "frames": frames,
             "n_frames": n_frames,
             "targets": [torch.tensor(i, dtype=torch.long) for i in ids],
-            "spelled": [torch.tensor(i, dtype=torch.long) for i in pieces],
-            "counts": counts,
+            "said": said,
+            "counts": {"ctc": n_tokens, "ce": n_tokens + len(ids), "tokens": n_tokens},  # ce has each clip's end too
         }
-
-
-def speller(tokenizer: Any) -> Tokenizer:
-    """The LLM's byte-pair encoding with its first merges only: the same ids, but of letters and short pieces."""
-    settings = json.loads(tokenizer.backend_tokenizer.to_str())
-    if settings["model"]["type"] != "BPE":
-        raise LlasmError(f"losses.spelling needs an LLM with byte-pair encoding, not {settings['model']['type']}")
-    settings["model"]["merges"] = settings["model"]["merges"][:N_MERGES]
-    settings["model"]["ignore_merges"] = False  # LLaMA 3 looks whole words up first
-    return Tokenizer.from_str(json.dumps(settings))
 
 
 def unseen_words(seen: list[Sample], held_out: list[Sample]) -> dict[str, Any]:

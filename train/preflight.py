@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from llasm import audio, checkpoint, weights
+from llasm.adapter import DecoderAdapter
 from llasm.errors import LlasmError
 from llasm.features import FeatureCache
 
@@ -38,6 +39,7 @@ TRAINED_BYTES = {"adamw": 4 + 4 + 8, "adamw_8bit": 4 + 4 + 2}  # weight, gradien
 class Plan:
     """What a run is going to do."""
 
+    losses: dict[str, float]  # weights of the parts of the loss
     train: list[Sample]
     held_out: list[Sample]
     left_out: int  # of the data's rows, without speech
@@ -56,7 +58,7 @@ class Plan:
         return self.train + self.held_out
 
     def show(self, recipe: Recipe) -> None:
-        losses = ", ".join(f"{name} × {weight:g}" for name, weight in recipe.loss_weights.items() if weight)
+        losses = ", ".join(f"{name} × {weight:g}" for name, weight in self.losses.items() if weight)
         print(f"stage {recipe.stage}: {losses}; {recipe.n_steps} steps of {recipe.batch_size} samples")
         if recipe.warmup_steps >= recipe.n_steps:
             print(
@@ -80,13 +82,20 @@ class Plan:
 def preflight(recipe: Recipe, samples: list[Sample], n_processes: int = 1) -> Plan:
     """Checks data and settings; raises LlasmError on the first thing that cannot work."""
     config, processor, lora = _described(recipe)
-    if recipe.stage == "ground" and config.adapter_config.name != "aligner":
-        raise LlasmError(f"stage ground trains the adapter 'aligner', not {config.adapter_config.name!r}; use align")
+    name = config.adapter_config.name
+    if recipe.stage == "ground" and name not in ("aligner", "decoder"):
+        raise LlasmError(f"stage ground trains the adapters 'aligner' and 'decoder', not {name!r}; use align")
+    if recipe.zero == 3 and name == "decoder":
+        raise LlasmError(
+            "recipe: zero 3 needs all processes to call the same layers as often, but the adapter 'decoder' runs "
+            "Whisper's decoder once a word; use zero 2"
+        )
     if recipe.batch_size % (n_processes * recipe.accumulation):
         raise LlasmError(
             f"recipe: batch_size {recipe.batch_size} cannot be shared by {n_processes} processes × "
             f"accumulation {recipe.accumulation}"
         )
+    losses = recipe.weights_for(name)
     _check_packages(recipe)
     model = checkpoint.outline(config)
     kept = _with_content(recipe, samples)
@@ -102,6 +111,7 @@ def preflight(recipe: Recipe, samples: list[Sample], n_processes: int = 1) -> Pl
     lengths, n_learned = _lengths(recipe, used, config, processor)
     parameters = _parameters(recipe, model, lora)
     plan = Plan(
+        losses=losses,
         train=train,
         held_out=held_out,
         left_out=len(samples) - len(kept),
@@ -244,11 +254,10 @@ def _lengths(recipe: Recipe, samples: list[Sample], config: Any, processor: Any)
 
 
 def unfreeze(adapter: Any, stage: str) -> None:
-    """What a stage trains of the adapter: all of it, but for how tokens are spelled, which `ground` alone teaches; so
-    the later stages need the keys of a whole vocabulary once and not at every step."""
-    adapter.requires_grad_(True)
-    if stage != "ground" and getattr(adapter, "speller", None) is not None:
-        adapter.speller.requires_grad_(False)
+    """What a stage trains of the adapter: all of it, but of `decoder` in `ground` what hears, else what it means."""
+    for name, parameter in adapter.named_parameters():
+        apart = isinstance(adapter, DecoderAdapter)
+        parameter.requires_grad_(not apart or name.startswith(adapter.HEARING) == (stage == "ground"))
 
 
 def _parameters(recipe: Recipe, model: Any, lora: Lora | None) -> dict[str, tuple[int, int]]:
@@ -261,8 +270,9 @@ def _parameters(recipe: Recipe, model: Any, lora: Lora | None) -> dict[str, tupl
     llm = count(model.model.language_model)
     if model.lm_head.weight is not model.get_input_embeddings().weight:
         llm += count(model.lm_head)
+    whisper = [model.model.audio_tower, *([model.model.audio_decoder] if isinstance(projector, DecoderAdapter) else [])]
     parts = {
-        "encoder": (count(model.model.audio_tower), 0),
+        "Whisper": (sum(map(count, whisper)), 0),
         "adapter": (adapter, sum(p.numel() for p in projector.parameters() if p.requires_grad)),
         "LLM": (llm, 0),
     }
@@ -301,7 +311,7 @@ def _memory(
     llm = parameters["LLM"][0]
     table = text.vocab_size * text.hidden_size * (1 if text.tie_word_embeddings else 2)
     stored = base if recipe.quantization == "none" else STORED_BYTES[recipe.quantization]
-    frozen = (llm - table) * stored + table * base + 2 * parameters["encoder"][0] * base  # the encoder's bf16 copy
+    frozen = (llm - table) * stored + table * base + 2 * parameters["Whisper"][0] * base  # the encoder's bf16 copy
     trained = sum(n for _, n in parameters.values())
     optimiser = 1.0 * trained * (TRAINED_BYTES[recipe.optimizer] - 4)
     kept = trained * 4.0

@@ -19,8 +19,8 @@ BOUNDS = {
     "at least 1": ("n_steps", "batch_size", "accumulation", "eval_steps", "save_steps", "logging_steps", "n_negatives",
                    "lora.rank"),
     "above 0": ("learning_rate", "lora_learning_rate", "temperature", "cache_gb"),
-    "at least 0": ("held_out", "n_examples", "warmup_steps", "seed", "losses.ctc", "losses.spelling",
-                   "losses.kl", "losses.ce", "losses.guard"),
+    "at least 0": ("held_out", "n_examples", "warmup_steps", "seed", "losses.ctc", "losses.kl", "losses.ce",
+                   "losses.guard"),
     "between 0 and 1": ("repeat_share", "lora.dropout"),
 }  # fmt: skip
 
@@ -31,21 +31,20 @@ class Losses:
 
     ctc: float | None = None
     """CTC of the aligner against the transcript, in the LLM's tokens (ground 1, align 0.3, chat 0.1; aligner only)."""
-    spelling: float | None = None
-    """CTC of the aligner's middle layer against the transcript, in letters and short pieces (ground 0; ground only)."""
     kl: float | None = None
     """KL to the same LLM, without LoRA, that reads the transcript (align 1)."""
     ce: float | None = None
     """Cross-entropy of the assistant's turns (chat 1); beside `kl` only of those that answer sound without speech
-    (align 1), and of what LoRA is to repeat."""
+    (align 1), and of what LoRA is to repeat. In ground, of what Whisper's decoder is to write (ground 1; adapter
+    `decoder` only)."""
     guard: float | None = None
     """KL to the LLM without LoRA on typed text that it wrote itself, so that typed chat stays as it was (chat 1)."""
 
 
 STAGE_LOSSES: dict[str, dict[str, float]] = {
-    "ground": {"ctc": 1.0, "spelling": 0.0, "kl": 0.0, "ce": 0.0, "guard": 0.0},
-    "align": {"ctc": 0.3, "spelling": 0.0, "kl": 1.0, "ce": 1.0, "guard": 0.0},
-    "chat": {"ctc": 0.1, "spelling": 0.0, "kl": 0.0, "ce": 1.0, "guard": 1.0},
+    "ground": {"ctc": 1.0, "kl": 0.0, "ce": 1.0, "guard": 0.0},
+    "align": {"ctc": 0.3, "kl": 1.0, "ce": 1.0, "guard": 0.0},
+    "chat": {"ctc": 0.1, "kl": 0.0, "ce": 1.0, "guard": 1.0},
 }
 
 
@@ -68,7 +67,7 @@ class Lora:
 @dataclass
 class Recipe:
     stage: Literal["ground", "align", "chat"]
-    """`ground`: the aligner learns by CTC to emit the LLM's tokens. `align`: KL to the same LLM on the transcript.
+    """`ground`: the adapter learns to hear words (aligner, decoder). `align`: KL to the same LLM on the transcript.
     `chat`: adapter and LoRA learn the assistant's turns of conversations."""
     data: list[str]
     """Spoken data sets: folders that `llasm data build` wrote."""
@@ -165,15 +164,11 @@ class Recipe:
 
     def _check_losses(self) -> None:
         weights = self.loss_weights
-        needs_llm = [name for name in ("kl", "ce", "guard") if weights[name]]
+        needs_llm = [name for name in ("kl", "guard") if weights[name]]
         if self.stage == "ground" and needs_llm:
             raise LlasmError(f"recipe: stage ground does not run the LLM, so losses.{needs_llm[0]} needs align or chat")
-        if self.stage != "ground" and weights["spelling"]:
-            raise LlasmError(f"recipe: losses.spelling needs stage ground, not {self.stage}")
         if self.stage != "chat" and weights["guard"]:
             raise LlasmError("recipe: losses.guard holds LoRA back, which only stage chat trains")
-        if not any(weights.values()):
-            raise LlasmError("recipe: every loss is switched off; give one of them a weight")
 
     @property
     def template_text(self) -> str | None:
@@ -196,6 +191,14 @@ class Recipe:
         """The weight of each part: what the recipe says, else the stage's own."""
         given = {name: weight for name, weight in vars(self.losses).items() if weight is not None}
         return {**STAGE_LOSSES[self.stage], **given}
+
+    def weights_for(self, adapter: str) -> dict[str, float]:
+        """`loss_weights` without what this adapter cannot be trained by; raises LlasmError when nothing is left."""
+        lacking = {"ctc"} if adapter != "aligner" else {"ce"} if self.stage == "ground" else set()
+        weights = {name: 0.0 if name in lacking else weight for name, weight in self.loss_weights.items()}
+        if not any(weights.values()):
+            raise LlasmError(f"recipe: every loss that adapter {adapter!r} has is switched off; give one a weight")
+        return weights
 
 
 def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:

@@ -92,7 +92,7 @@ def _run(recipe: Recipe, output: Path, plan: Plan, snapshot: str | None, rank: i
     arguments = _arguments(recipe, output, n_processes)
     model.to(arguments.device)
     cache = _encoded(recipe, model, processor, plan.samples, arguments)
-    weights = dict(recipe.loss_weights)
+    weights = dict(plan.losses)
     repeats_by_ce = recipe.stage == "chat" and any(sample.repeats for sample in plan.samples)
     if weights["kl"] and not repeats_by_ce and not any(sample.silent for sample in plan.samples):
         weights["ce"] = 0.0  # nothing to learn by it
@@ -231,9 +231,9 @@ def _stage(
     """(module with the loss, collator, collator of the held-out rows)."""
     if recipe.stage == "ground":
         table = model.get_input_embeddings().weight
-        ground = GroundModel(model.model.multi_modal_projector, table, weights, recipe.n_negatives)
-        words = GroundCollator(cache, processor.tokenizer, bool(weights["spelling"]))
-        return ground, words, words
+        adapter = model.model.multi_modal_projector
+        words = GroundCollator(cache, processor.tokenizer, getattr(adapter, "ear", None))
+        return GroundModel(adapter, table, weights, recipe.n_negatives), words, words
     renderer = Renderer(processor, stop_ids_of(model, processor.tokenizer))
     guards: tuple[list[Rendered], list[Rendered]] = ([], [])
     if weights["guard"]:

@@ -1,0 +1,118 @@
+"""Whisper's own decoder, frozen, as the adapter `decoder` uses it: frames of any length → what it writes down.
+
+Shapes: A clips, T encoder frames (50/s), D width of encoder and decoder, U tokens of Whisper's vocabulary.
+"""
+
+from __future__ import annotations
+
+import codecs
+from bisect import bisect_left, bisect_right
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from llasm.errors import LlasmError
+
+MULTILINGUAL_VOCAB = 51865  # English-only Whispers have one token less
+CONTEXT_SPARE = 8  # of the decoder's positions, for what stands before the text
+
+
+class Written(NamedTuple):
+    """What the decoder wrote down of each clip."""
+
+    tokens: list[list[int]]  # of Whisper's vocabulary, without the end
+    states: Tensor  # [A, U, D] last hidden states: the one that each token was read off
+
+
+class Ear:
+    """A Whisper decoder between two vocabularies: its own, in which it writes, and an LLM's, in which it is read.
+
+    No module: the decoder's weights are the model's, not the adapter's.
+    """
+
+    def __init__(self, decoder: Any, tokenizer: Any, language: str) -> None:
+        """decoder: a transformers WhisperDecoder; tokenizer: the LLM's; language of the speech, by Whisper's code."""
+        from whisper.tokenizer import LANGUAGES, get_tokenizer
+
+        if language not in LANGUAGES:
+            raise LlasmError(f"adapter language {language!r} is none of Whisper's; it has en, zh and others")
+        n_vocab = decoder.config.vocab_size
+        multilingual = n_vocab >= MULTILINGUAL_VOCAB
+        if not multilingual and language != "en":
+            raise LlasmError(f"adapter language is {language!r}, but the Whisper is an English-only one")
+        self.decoder, self.tokenizer = decoder, tokenizer
+        self.whisper = get_tokenizer(
+            multilingual,
+            num_languages=n_vocab - 51765 - int(multilingual),
+            language=language if multilingual else None,
+            task="transcribe" if multilingual else None,
+        )
+        self.prompt = list(self.whisper.sot_sequence_including_notimestamps)
+        self.end = self.whisper.eot
+        # Of sound without words Whisper would write a note or a bracket; no marks of language or time either.
+        self._never = torch.tensor([*self.whisper.non_speech_tokens, *range(self.end + 1, n_vocab)])
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Whisper's tokens of texts, as it writes them."""
+        return [self.whisper.encode(" " + text.strip()) if text.strip() else [] for text in texts]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[..., D] → [..., Whisper's vocabulary]."""
+        return (states @ self.decoder.embed_tokens.weight.to(states.dtype).T).float()
+
+    def states(self, tokens: Tensor, frames: Tensor, real: Tensor, cache: Any = None) -> Tensor:
+        """tokens [A, U], frames [A, T, D] of which `real` [A, T] count → last hidden states [A, U, D].
+
+        As WhisperDecoder's own forward, but that one would attend to the padding of shorter clips.
+        """
+        decoder = self.decoder
+        n, past = tokens.shape[1], cache.get_seq_length() if cache is not None else 0
+        x = decoder.embed_tokens(tokens) + decoder.embed_positions.weight[past : past + n]
+        before = torch.ones(n, past + n, dtype=torch.bool, device=x.device).tril(past)[None, None]
+        for layer in decoder.layers:
+            x = layer(x, before, frames, real[:, None, None, :], cache)
+        return decoder.layer_norm(x)
+
+    @torch.no_grad()
+    def listen(self, frames: Tensor, real: Tensor, limits: Tensor) -> Written:
+        """frames [A, T, D] of which `real` [A, T] count → what is written greedily, `limits` [A] tokens at most."""
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        frames = frames.to(self.decoder.embed_tokens.weight.dtype)
+        device = frames.device
+        limits = limits.clamp(max=self.decoder.config.max_target_positions - CONTEXT_SPARE)
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        given = torch.tensor(self.prompt, device=device).repeat(len(frames), 1)
+        tokens: list[Tensor] = []
+        states: list[Tensor] = []
+        done = limits <= 0
+        while not done.all():
+            states.append(self.states(given, frames, real, cache)[:, -1])
+            scores = self.logits(states[-1])
+            scores[:, self._never.to(device)] = -torch.inf
+            best = scores.argmax(-1).masked_fill(done, self.end)
+            tokens.append(best)
+            done = done | (best == self.end) | (len(tokens) >= limits)
+            given = best[:, None]
+        if not tokens:
+            return Written([[] for _ in frames], frames.new_zeros(len(frames), 0, frames.shape[-1]))
+        rows = torch.stack(tokens, 1).tolist()
+        written = [row[: row.index(self.end)] if self.end in row else row for row in rows]
+        return Written(written, torch.stack(states, 1))
+
+    def in_llm(self, tokens: list[int]) -> tuple[list[int], list[tuple[int, int]]]:
+        """Whisper's tokens of one clip → the LLM's of the same text, as it would have been typed, and for each the
+        range [first, last + 1) of Whisper's that it lies in."""
+        decode = codecs.getincrementaldecoder("utf-8")("replace").decode  # a character may take several tokens
+        text, ends = "", []
+        for token in tokens:
+            text += decode(self.whisper.encoding.decode_single_token_bytes(token))
+            ends.append(len(text))
+        before = len(text) - len(text.lstrip())
+        found = self.tokenizer(text.strip(), add_special_tokens=False, return_offsets_mapping=True)
+        ranges = []
+        for first, last in found["offset_mapping"]:
+            start = bisect_right(ends, first + before)
+            ranges.append((start, max(start, bisect_left(ends, last + before)) + 1))
+        return found["input_ids"], ranges
