@@ -1,18 +1,14 @@
 """Public question and instruction texts → the prompts that the embedded default learns from.
 
-    python -m llasm.data_gen.prompts TEXT_DIR OUT_DIR [--wordnet DIR] [--word-list FILE] [--speech DIR]
-        [--ground N] [--words N] [--voices N] [--align N] [--chat N] [--repeat N]
+    python -m llasm.data_gen.prompts TEXT_DIR OUT_DIR [--speech DIR] [--ground N] [--align N] [--chat N] [--repeat N]
 
 TEXT_DIR holds `qa/*.jsonl` and `instructions/*` as their authors publish them (sources and licences are kept in every
-row's `meta`); --wordnet adds what WordNet's `data.*` files say, for `ground` and `repeat`: what the aligner never saw
-it cannot name, and they hold 7,700 names and most of the dictionary. Writes `ground.jsonl`, `align.jsonl`,
-`chat.jsonl` and `repeat.jsonl` (disjoint; the last is what `chat` asks to repeat, from the end of the texts that
-ground draws from), and `voices.jsonl`, an even share of ground's for voices beside the first. Held out are all of
-`webquestions_devtest` and every 20th row of each other source, of which `trivia.jsonl` has 500 of the open trivia, to
-evaluate with, and `dev.jsonl` the other held-out questions that have answers, to choose by; a prompt whose normalised
-text equals a held-out one is dropped. --words adds `words.jsonl`, sentences made up of words of the list and of
-answers to the training questions that ground's texts hold too seldom. --speech adds `speech.jsonl`, recordings of
-speechocean762 and LJ Speech, and `speech_heldout.jsonl`: 15 speakers of speechocean762, and all of Kathleen.
+row's `meta`). Writes `ground.jsonl`, `align.jsonl`, `chat.jsonl` and `repeat.jsonl` (disjoint; the last is what `chat`
+asks to repeat, from the end of the texts that ground draws from). Held out are all of `webquestions_devtest` and every
+20th row of each other source, of which `trivia.jsonl` has 500 of the open trivia, to evaluate with, and `dev.jsonl` the
+other held-out questions that have answers, to choose by; a prompt whose normalised text equals a held-out one is
+dropped. --speech adds `speech.jsonl`, recordings of speechocean762 and LJ Speech, and `speech_heldout.jsonl`: 15
+speakers of speechocean762, and all of Kathleen.
 """
 
 from __future__ import annotations
@@ -22,23 +18,18 @@ import json
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from itertools import chain
+from collections.abc import Iterator
 from pathlib import Path
 
-from llasm import weights
 from llasm.files import jsonl, write_whole
-
-from .carriers import carriers, seldom_said
 
 HELD_OUT_EVERY = 20
 HELD_OUT_SPEAKERS = 15
 N_TRIVIA = 500  # of the held-out open trivia, as `llasm eval --task custom` reads them
 MAX_WORDS, MAX_CHARS = 28, 170
-# Shares of the ground set are what is left of each source after this many rows: the open trivia
-# questions cover names best, the assistant requests repeat a few hundred templates.
-LIMITS = {"clinc_oos": 3000, "snips_nlu": 3000, "wordnet_glosses": 15000}
-UNANSWERED = {"snips_nlu", "wordnet_examples", "wordnet_names", "wordnet_glosses"}
+# The open trivia questions cover names best, the assistant requests repeat a few hundred templates.
+LIMITS = {"clinc_oos": 3000, "snips_nlu": 3000}
+UNANSWERED = {"snips_nlu"}
 _QUESTION = re.compile(
     r"^(who|what|when|where|which|why|how|whose|whom|is|are|was|were|do|does|did|can|could|will|would|should"
     r"|has|have|had|may)\b",
@@ -57,9 +48,6 @@ CREDITS = {  # whom the data cards and the model card name, by the beginning of 
     "slurp": "github pswietojanski/slurp",
     "clinc_oos": "github clinc/oos-eval",
     "snips_nlu": "github sonos/nlu-benchmark",
-    "wordnet": "Princeton University, WordNet 3.0",
-    "carriers": "made up, of words of SCOWL, copyright 2000-2011 by Kevin Atkinson, and of answers in github "
-    "uberspot/OpenTriviaQA, google-research-datasets/natural-questions and brmson/dataset-factoid-webquestions",
     "speechocean762": "github jimbozhang/speechocean762",
     "ljspeech": "the LJ Speech data set, by Keith Ito and Linda Johnson",
     "kathleen": "github rhasspy/dataset-voice-kathleen",
@@ -104,40 +92,6 @@ def sources(root: Path) -> Iterator[tuple[str, str, str, list[str]]]:
                 yield "snips_nlu", "CC0 1.0", "".join(part["text"] for part in row["data"]), []
 
 
-_ASK = {  # by WordNet's lexicographer file: 15 places, 17 nature, 18 people
-    "15": ("Where is {}?", "What is {} known for?", "Tell me about {}."),
-    "17": ("Where is {}?", "What is {}?", "Tell me about {}."),
-    "18": ("Who was {}?", "What is {} known for?", "Tell me about {}."),
-}
-_ASK_OTHERS = ("What is {}?", "Tell me about {}.", "Explain {} to me.")
-
-
-def wordnet(folder: Path) -> Iterator[tuple[str, str, str, list[str]]]:
-    """The example sentences, questions and statements about the names, and definitions; as `sources` yields."""
-    licence = "WordNet-3.0"
-    for part in ("noun", "verb", "adj", "adv"):
-        for line in (folder / f"data.{part}").read_text(encoding="utf-8").splitlines():
-            if line.startswith("  "):  # the licence, at the top
-                continue
-            fields, _, gloss = line.partition(" | ")
-            _, file, _, n_words, *rest = fields.split()
-            words = [re.sub(r"\(\w+\)$", "", w).replace("_", " ") for w in rest[: 2 * int(n_words, 16) : 2]]
-            definition = re.sub(r"\([^)]*\)", "", gloss.split('; "')[0]).split(";")[0].strip()
-            for example in re.findall(r'"([^"]+)"', gloss):
-                if len(example.split()) >= 4:
-                    yield "wordnet_examples", licence, example, []
-            if " @i " in fields:  # an instance: somebody or something with a name of its own
-                name = max(words, key=len)
-                asks = _ASK.get(file, _ASK_OTHERS)
-                yield "wordnet_names", licence, asks[len(gloss) % len(asks)].format(name), []
-                verb = "was" if file == "18" else "is"
-                article = "" if re.match(r"(an?|the|one) ", definition) else "the "
-                yield "wordnet_names", licence, f"{words[0]} {verb} {article}{definition}", []
-            elif part == "noun" and re.match(r"(an?|the) ", definition):
-                article = "An" if words[0][0] in "aeiou" else "A"
-                yield "wordnet_glosses", licence, f"{article} {words[0]} is {definition}", []
-
-
 def normalise(text: str) -> str:
     """Lower-case words only: two prompts that sound alike compare equal."""
     return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
@@ -175,22 +129,13 @@ class Truecaser:
 
 
 def build(
-    root: Path,
-    n_ground: int,
-    n_voices: int,
-    n_align: int,
-    n_chat: int,
-    dictionary: Path | None = None,
-    word_list: Path | None = None,
-    n_words: int = 0,
-    n_repeat: int = 0,
-    seed: int = 0,
+    root: Path, n_ground: int, n_align: int, n_chat: int, n_repeat: int = 0, seed: int = 0
 ) -> dict[str, list[Row]]:
     """The lists of prompts by name; the held-out ones keep their text exactly as published."""
     rows: list[Row] = []
     heldout: list[Row] = []
     counts: Counter[str] = Counter()
-    for source, licence, text, answers in chain(sources(root), wordnet(dictionary) if dictionary else ()):
+    for source, licence, text, answers in sources(root):
         counts[source] += 1
         meta: Row = {**credited(source, licence), "answers": answers}
         row: Row = {"id": f"{source}-{counts[source] - 1}", "text": text, "meta": meta}
@@ -215,26 +160,7 @@ def build(
     rest = [row for row in kept if row["id"] not in chosen]
     n_rest = max(0, len(rest) - n_repeat)
     ground, repeat = rest[:n_rest][:n_ground], rest[n_rest:]
-    # Not the first ones: align and chat have taken the questions from there.
-    voices = ground[:: max(1, len(ground) // n_voices)][:n_voices] if n_voices else []
-    words: list[Row] = []
-    if word_list and n_words:
-        listed = [line for line in word_list.read_text("utf-8").splitlines() if re.fullmatch("[A-Z]?[a-z]{2,}", line)]
-        answers = [str(answer) for row in kept for answer in row["meta"]["answers"]]  # type: ignore[index]
-        missing = seldom_said(listed + answers, (str(row["text"]) for row in ground), _tokens_of())
-        made = [text for text in carriers(missing, n_words, seed) if normalise(text) not in forbidden]
-        meta = credited("carriers", "of the words SCOWL's (free), of the answers CC BY-SA 4.0, CC BY-SA 3.0, CC BY 4.0")
-        words = [{"id": f"carriers-{i}", "text": text, "meta": meta} for i, text in enumerate(made)]
-    stages = {"ground": ground, "words": words, "voices": voices, "align": align, "chat": chat, "repeat": repeat}
-    return {**stages, "heldout": heldout}
-
-
-def _tokens_of() -> Callable[[str], int]:
-    """How many tokens of the embedded LLM a word is, behind a space."""
-    from transformers import AutoTokenizer
-
-    tokenize = AutoTokenizer.from_pretrained(weights.resolve("smollm2-135m-instruct")).tokenize
-    return lambda word: len(tokenize(f" {word}"))
+    return {"ground": ground, "align": align, "chat": chat, "repeat": repeat, "heldout": heldout}
 
 
 def recordings(root: Path, texts: list[str], seed: int = 0) -> tuple[list[Row], list[Row]]:
@@ -267,25 +193,16 @@ def main() -> None:
     parser.add_argument("text_dir", type=Path)
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--ground", type=int, default=10**9, help="at most this many prompts for `ground`")
-    parser.add_argument("--voices", type=int, default=0, help="this many of them for other voices too")
-    parser.add_argument("--words", type=int, default=0, help="at most this many sentences of words seldom said")
     parser.add_argument("--align", type=int, default=4000, help="this many prompts for `align`")
     parser.add_argument("--chat", type=int, default=0, help="this many prompts for the last stage, `chat`")
     parser.add_argument("--repeat", type=int, default=0, help="this many texts that `chat` asks to repeat")
-    parser.add_argument("--wordnet", type=Path, metavar="DIR", help="folder of WordNet's data.noun, data.verb, …")
-    parser.add_argument("--word-list", type=Path, metavar="FILE", help="a dictionary's words, one a line, for --words")
     parser.add_argument("--speech", type=Path, metavar="DIR", help="folder of speechocean762, LJ Speech and Kathleen")
     args = parser.parse_args()
-    if args.words and not args.word_list:
-        parser.error("--words needs --word-list: /usr/share/dict/american-english, where Debian's wamerican puts it")
-    if args.word_list and not args.words:
-        parser.error("--word-list is for --words: say how many sentences to make of it")
-    for name in ("text_dir", "wordnet", "speech", "word_list"):
+    for name in ("text_dir", "speech"):
         if (path := getattr(args, name)) and not path.exists():
-            parser.error(f"{path}: there is no such {'file' if name == 'word_list' else 'folder'}")
-    counts = (args.ground, args.voices, args.align, args.chat)
+            parser.error(f"{path}: there is no such folder")
     try:
-        prompts = build(args.text_dir, *counts, args.wordnet, args.word_list, args.words, args.repeat)
+        prompts = build(args.text_dir, args.ground, args.align, args.chat, args.repeat)
         spoken = recordings(args.speech, [str(row["text"]) for row in prompts["ground"]]) if args.speech else None
     except FileNotFoundError as error:
         parser.error(f"{error.filename}: there is no such file; the sources must lie as their authors publish them")

@@ -1,20 +1,10 @@
-"""Public texts → prompts of the embedded default: what is held out, how it is written, what is made up."""
+"""Public texts → prompts of the embedded default: what is held out, and how it is written."""
 
 import json
-from collections import Counter
 
 import pytest
 
 from llasm.data_gen import prompts
-from llasm.data_gen.carriers import carriers, seldom_said, words_in
-
-
-def tokens(word):
-    return 1 if len(word) < 6 else 2 if len(word) < 9 else 3
-
-
-def letters(i):
-    return "Abcdefghij"[i // 10] + 2 * "klmnopqrst"[i % 10]
 
 
 @pytest.fixture
@@ -25,7 +15,7 @@ def texts(tmp_path):
         rows = [
             {
                 "question": f"Who met {name.replace('_', ' ')} person number {i}?",
-                "answers": [f"Zorblatt {letters(i)}"],
+                "answers": [f"Zorblatt {i}"],
                 "licence": "CC",
             }
             for i in range(n)
@@ -56,21 +46,14 @@ def test_a_prompt_is_written_one_way():
     assert prompts.plain("Where is the station?") and not prompts.plain("See https://example.org for more")
 
 
-def test_no_list_says_what_is_held_out(texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(prompts, "_tokens_of", lambda: tokens)
-    listed = tmp_path / "list"
-    listed.write_text("ant\nbee\nBritain\nBritain's\nclé\n" + "\n".join(f"cat{c}" for c in "abcdefgh"))
-    made = prompts.build(texts, 10**9, 20, 10, 10, word_list=listed, n_words=500, n_repeat=10)
+def test_no_list_says_what_is_held_out(texts):
+    made = prompts.build(texts, 10**9, 10, 10, n_repeat=10)
     aside = {prompts.normalise(row["text"]) for row in made.pop("heldout")}
     assert len(aside) == 3 + 5  # all of devtest, and every 20th of the trivia
     for name, rows in made.items():
         assert rows and not aside & {prompts.normalise(row["text"]) for row in rows}, name
-    learned = [{row["id"] for row in made[name]} for name in ("ground", "align", "chat", "repeat")]
-    assert sum(map(len, learned)) == len(set.union(*learned)) and len(learned[-1]) == 10
-    made_up = " ".join(row["text"] for row in made["words"])
-    assert "Britain" in made_up and "clé" not in made_up
-    answered = {i for i in range(100) if f"Zorblatt {letters(i)}" in made_up}
-    assert answered and not any(i % 20 == 19 for i in answered)  # every 20th is held out, with its answer
+    learned = [{row["id"] for row in rows} for rows in made.values()]
+    assert sum(map(len, learned)) == len(set.union(*learned)) and len(made["repeat"]) == 10
 
 
 def test_questions_to_choose_by_are_not_those_to_report(texts, tmp_path, monkeypatch):
@@ -104,10 +87,7 @@ def test_questions_to_choose_by_are_not_those_to_report(texts, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--words", "5"], "--words needs --word-list"),
-        (["--word-list", "nowhere"], "--word-list is for --words"),
-        (["--words", "5", "--word-list", "nowhere"], "nowhere: there is no such file"),
-        (["--wordnet", "nowhere"], "nowhere: there is no such folder"),
+        (["--speech", "nowhere"], "nowhere: there is no such folder"),
         (["--align", "1", "--repeat", "1000"], "--repeat 1000: takes all the 101 texts that ground could have"),
     ],
 )
@@ -125,21 +105,3 @@ def test_a_source_that_is_missing_is_named(texts, tmp_path, monkeypatch, capsys)
     with pytest.raises(SystemExit):
         prompts.main()
     assert "disfl_qa/dev.json: there is no such file" in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_words_are_missing_by_how_often_they_were_said():
-    said = ["The ants came.", "Ants, ants' and a giraffe's neck: hippopotamus"]
-    missing = seldom_said(["ants", "giraffe", "hippopotamus", "Ann Lee", "R2D2", "a b c d e", ""], said, tokens)
-    assert missing == {"ants": 17, "giraffe": 3, "hippopotamus": 1, "Ann Lee": 20}
-    assert words_in("It's Tom's; don't") == ["it", "tom", "don't"]
-
-
-def test_carriers_say_each_word_as_often_as_it_is_missing():
-    missing = {"ants": 9, "bees": 7, "cats": 8, "dogs": 8, "Ann Lee": 4, "Bo": 4, "Cy": 4}
-    sentences = list(carriers(missing, 10**6))
-    assert sentences == list(carriers(missing, 10**6)) != list(carriers(missing, 10**6, seed=1))
-    assert sentences[:3] == list(carriers(missing, 3))
-    found = Counter(word for sentence in sentences for word in words_in(sentence))
-    assert all(found[words_in(entry)[0]] <= times for entry, times in missing.items())
-    assert sum(found[word] for word in ("ants", "bees", "cats", "dogs")) >= 32 - 4
-    assert list(carriers({}, 5)) == [] and list(carriers({"ants": 1}, 5)) == []

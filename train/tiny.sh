@@ -3,54 +3,47 @@
 #
 #   train/tiny.sh DATA_DIR [OUT_DIR]      (make train-tiny DATA=DATA_DIR)
 #
-# DATA_DIR holds text/qa, text/instructions, speech and noise (llasm/default/README.md names every source); WordNet and a
-# list of words lie where Debian's wordnet-base and wamerican put them, or in $WORDNET and $WORDS. Each step is a command
-# that a person could type; run again, the script goes on where it was interrupted. The checkpoint is then in
+# DATA_DIR holds text/qa, text/instructions, speech and noise (llasm/default/README.md names every source). Each step is a
+# command that a person could type; run again, the script goes on where it was interrupted. The checkpoint is then in
 # OUT_DIR/llasm-tiny, the figures in OUT_DIR/evals.
 set -euo pipefail
 data=$(realpath "${1:?usage: train/tiny.sh DATA_DIR [OUT_DIR]}")
 out=${2:-runs/tiny}
-wordnet=$(realpath -m "${WORDNET:-/usr/share/wordnet}")
-words=$(realpath -m "${WORDS:-/usr/share/dict/american-english}")
 bin=$(realpath "${BIN:-.venv/bin}")
 noise=(--vary.noise "[\"$data/noise/esc10\"]" --vary.licence "CC BY 3.0" --vary.attribution "github karoldvl/ESC-10")
 for program in espeak-ng flite; do
     command -v "$program" >/dev/null || { echo "train/tiny.sh: needs the program $program" >&2; exit 2; }
 done
 [ -d "$data/text/qa" ] || { echo "train/tiny.sh: $data holds no text/qa; see the card for what DATA_DIR holds" >&2; exit 2; }
-[ -f "$wordnet/data.noun" ] || { echo "train/tiny.sh: no WordNet in $wordnet; set WORDNET" >&2; exit 2; }
-[ -f "$words" ] || { echo "train/tiny.sh: no list of words at $words; set WORDS" >&2; exit 2; }
 mkdir -p "$out" && cd "$out"
 
-# What the steps took on 2 cores with AMX, scaled to this machine by the time of a training step of the aligner.
+# What the steps took on 2 cores without AMX, scaled to this machine by the time of a step of the layer before the decoder.
 "$bin/python" - <<'PY'
 import time
 import torch
-from llasm.adapter import AdapterConfig, Aligner
+from llasm.adapter import AdapterConfig, DecoderAdapter
 
-aligner = Aligner(AdapterConfig(rate="heard", read_by="letters", dropout=0.0), 512, 576, 49152)
+adapter = DecoderAdapter(AdapterConfig(name="decoder", rate="heard", n_layers=1, dropout=0.0), 512, 576)
 frames, n_frames = torch.randn(32, 175, 512), torch.full((32,), 175)
 
 def step():
     with torch.autocast("cpu", torch.bfloat16):
-        states, blank = aligner.states(frames, n_frames)
-    (states.float().square().mean() + blank.float().square().mean()).backward()
+        sound, _ = adapter.sound(frames, n_frames)
+    sound.float().square().mean().backward()
 
 step()
 started = time.perf_counter()
 for _ in range(8):
     step()
-factor = (time.perf_counter() - started) / 8 / 0.24
-steps = {"speak": 46, "encode": 57, "ground": 72, "answer": 7, "align": 6, "chat": 40, "evals": 16}
+factor = (time.perf_counter() - started) / 8 / 0.42
+steps = {"speak and answer": 20, "encode": 15, "ground": 10, "align": 6, "chat": 40, "evals": 35}
 for name, minutes in steps.items():
-    print(f"{name:10} about {minutes * factor:5.0f} min")
-print(f"{'all':10} about {sum(steps.values()) * factor / 60:5.1f} h; 60 GB of disk", flush=True)
+    print(f"{name:16} about {minutes * factor:5.0f} min")
+print(f"{'all':16} about {sum(steps.values()) * factor / 60:5.1f} h; 12 GB of disk", flush=True)
 PY
-"$bin/python" -m llasm.data_gen.prompts "$data/text" data/tiny/prompts --wordnet "$wordnet" --word-list "$words" \
-    --speech "$data/speech" --ground 84000 --words 60000 --voices 8000 --align 3000 --chat 2500 --repeat 1200
-"$bin/llasm" data build tiny_ground
-"$bin/llasm" data build tiny_words
-"$bin/llasm" data build tiny_voices "${noise[@]}"
+"$bin/python" -m llasm.data_gen.prompts "$data/text" data/tiny/prompts --speech "$data/speech" \
+    --ground 8000 --align 3000 --chat 2500 --repeat 1200
+"$bin/llasm" data build tiny_ground "${noise[@]}"
 "$bin/llasm" data build tiny_people "${noise[@]}"
 "$bin/llasm" data build tiny_align "${noise[@]}"
 "$bin/llasm" data build tiny_default_chat "${noise[@]}"
