@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llasm.ear import Ear
+from llasm.errors import LlasmError
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class AdapterConfig:
     rate: str = "fixed"
     """`fixed`: every frame is a token. `heard` (aligner, decoder): one token for each LLM token recognised."""
     language: str = "en"
-    """What `decoder` takes the speech for: a code of Whisper's, such as en or zh."""
+    """What `decoder` takes the speech for: a code of Whisper's, such as en or zh, or auto: heard in each clip."""
 
     def __post_init__(self) -> None:
         if self.name not in ADAPTERS:
@@ -53,6 +54,11 @@ class AdapterConfig:
             raise ValueError(f"rate 'heard' needs the adapter 'aligner' or 'decoder', not {self.name!r}")
         if self.name == "decoder" and self.rate != "heard":
             raise ValueError(f"adapter 'decoder' needs the rate 'heard', not {self.rate!r}")
+        if self.language not in ("en", "auto"):
+            from whisper.tokenizer import LANGUAGES
+
+            if self.language not in LANGUAGES:
+                raise ValueError(f"adapter language {self.language!r} is none of Whisper's: choose auto, en, zh, …")
 
 
 class AudioTokens(NamedTuple):
@@ -321,6 +327,8 @@ class DecoderAdapter(Adapter):
 
     def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int) -> None:
         super().__init__(config, d_encoder, d_llm)
+        if d_encoder % config.n_heads:
+            raise LlasmError(f"adapter n_heads {config.n_heads} must divide the encoder's width {d_encoder}")
         blocks = [_Block(d_encoder, config.n_heads, config.dropout) for _ in range(config.n_layers)]
         self.blocks = nn.ModuleList(blocks)
         self.tail = nn.Parameter(0.5 * torch.randn(self.N_TAIL, d_encoder))
@@ -367,14 +375,15 @@ class DecoderAdapter(Adapter):
 
     def words_loss(self, frames: Tensor, n_frames: Tensor, targets: list[Tensor]) -> Tensor:
         """Cross-entropy, summed, of Whisper's tokens of what is said and of the end behind them; targets: B × [U_i]."""
-        ear = self._ear
-        start, end = frames.new_tensor(ear.prompt, dtype=torch.long), frames.new_tensor([ear.end], dtype=torch.long)
-        rows = [torch.cat([start, target, end]) for target in targets]
+        ear, sound = self._ear, self.sound(frames, n_frames)
+        prompts = ear.prompts(*sound)
+        end = prompts.new_tensor([ear.end])
+        rows = [torch.cat([prompt, target, end]) for prompt, target in zip(prompts, targets, strict=True)]
         tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=ear.end)
         lengths = torch.tensor([len(row) for row in rows], device=tokens.device)
         wanted = length_mask(lengths, tokens.shape[1])[:, 1:].clone()
-        wanted[:, : len(ear.prompt) - 1] = False
-        states = ear.states(tokens[:, :-1], *self.sound(frames, n_frames))
+        wanted[:, : prompts.shape[1] - 1] = False
+        states = ear.states(tokens[:, :-1], *sound)
         return F.cross_entropy(ear.logits(states[wanted]), tokens[:, 1:][wanted], reduction="sum")
 
     def transcribe(self, frames: Tensor, n_frames: Tensor, table: Tensor) -> list[list[int]]:

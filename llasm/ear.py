@@ -32,23 +32,23 @@ class Ear:
     """
 
     def __init__(self, decoder: Any, tokenizer: Any, language: str) -> None:
-        """decoder: a transformers WhisperDecoder; tokenizer: the LLM's; language of the speech, by Whisper's code."""
-        from whisper.tokenizer import LANGUAGES, get_tokenizer
+        """decoder: a transformers WhisperDecoder; tokenizer: the LLM's; language of the speech: a code of Whisper's, or
+        auto."""
+        from whisper.tokenizer import get_tokenizer
 
-        if language not in LANGUAGES:
-            raise LlasmError(f"adapter language {language!r} is none of Whisper's; it has en, zh and others")
         n_vocab = decoder.config.vocab_size
         multilingual = n_vocab >= MULTILINGUAL_VOCAB
-        if not multilingual and language != "en":
+        if not multilingual and language not in ("en", "auto"):
             raise LlasmError(f"adapter language is {language!r}, but the Whisper is an English-only one")
         self.decoder, self.tokenizer = decoder, tokenizer
         self.whisper = get_tokenizer(
             multilingual,
             num_languages=n_vocab - 51765 - int(multilingual),
-            language=language if multilingual else None,
+            language=(None if language == "auto" else language) if multilingual else None,
             task="transcribe" if multilingual else None,
         )
-        self.prompt = list(self.whisper.sot_sequence_including_notimestamps)
+        self._languages = torch.tensor(self.whisper.all_language_tokens if multilingual and language == "auto" else [])
+        self._prompt = torch.tensor(self.whisper.sot_sequence_including_notimestamps)
         self.end = self.whisper.eot
         # Of sound without words Whisper would write a note or a bracket; no marks of language or time either.
         self._never = torch.tensor([*self.whisper.non_speech_tokens, *range(self.end + 1, n_vocab)])
@@ -75,6 +75,17 @@ class Ear:
         return decoder.layer_norm(x)
 
     @torch.no_grad()
+    def prompts(self, frames: Tensor, real: Tensor) -> Tensor:
+        """frames [A, T, D] of which `real` [A, T] count → what stands before each text [A, 4], or [A, 2] of an
+        English-only Whisper; its language is heard where it is auto."""
+        prompts = self._prompt.to(frames.device).repeat(len(frames), 1)
+        if len(self._languages) and len(frames):
+            languages = self._languages.to(frames.device)
+            scores = self.logits(self.states(prompts[:, :1], frames, real)[:, 0])
+            prompts[:, 1] = languages[scores[:, languages].argmax(-1)]
+        return prompts
+
+    @torch.no_grad()
     def listen(self, frames: Tensor, real: Tensor, limits: Tensor) -> Written:
         """frames [A, T, D] of which `real` [A, T] count → what is written greedily, `limits` [A] tokens at most."""
         from transformers import DynamicCache, EncoderDecoderCache
@@ -83,7 +94,7 @@ class Ear:
         device = frames.device
         limits = limits.clamp(max=self.decoder.config.max_target_positions - CONTEXT_SPARE)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        given = torch.tensor(self.prompt, device=device).repeat(len(frames), 1)
+        given = self.prompts(frames, real)
         tokens: list[Tensor] = []
         states: list[Tensor] = []
         done = limits <= 0

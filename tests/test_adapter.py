@@ -67,6 +67,7 @@ def test_padding_in_a_batch_changes_nothing(name):
         {"name": "mlp", "rate": "heard"},
         {"name": "conv", "stack": 3},
         {"name": "decoder"},
+        {"name": "decoder", "rate": "heard", "language": "nosuch"},
     ],
 )
 def test_what_does_not_exist_is_refused(fields):
@@ -116,8 +117,9 @@ def test_the_decoder_is_whispers_own(ear):
     # Step by step it writes what follows best on all that it has written.
     written = ear.listen(frames, torch.ones(2, 11, dtype=torch.bool), torch.tensor([6, 4]))
     assert [len(row) for row in written.tokens] == [6, 4] and written.states.shape == (2, 6, D)
-    given = torch.tensor([ear.prompt + written.tokens[0]])
-    states = ear.states(given, frames[:1], torch.ones(1, 11, dtype=torch.bool))[:, len(ear.prompt) - 1 : -1]
+    prompt = [*ear.whisper.sot_sequence, ear.whisper.no_timestamps]
+    given = torch.tensor([prompt + written.tokens[0]])
+    states = ear.states(given, frames[:1], torch.ones(1, 11, dtype=torch.bool))[:, len(prompt) - 1 : -1]
     torch.testing.assert_close(states, written.states[:1])
     scores = ear.logits(states)[0]
     scores[:, ear.whisper.non_speech_tokens] = -torch.inf
@@ -176,7 +178,8 @@ def test_words_are_taught_up_to_their_end_and_to_what_hears_alone(decoder):
     loss = decoder.words_loss(frames, lengths, targets)
     each = [decoder.words_loss(frames[i : i + 1], lengths[i : i + 1], targets[i : i + 1]) for i in range(2)]
     torch.testing.assert_close(loss, torch.stack(each).sum())
-    states = decoder.ear.states(torch.tensor([decoder.ear.prompt]), *decoder.sound(frames[1:, :20], lengths[1:]))
+    sound = decoder.sound(frames[1:, :20], lengths[1:])
+    states = decoder.ear.states(decoder.ear.prompts(*sound), *sound)
     silent = decoder.ear.logits(states[0, -1]).log_softmax(-1)[decoder.ear.end]
     torch.testing.assert_close(each[1], -silent, atol=1e-4, rtol=1e-4)
     loss.backward()
@@ -184,9 +187,20 @@ def test_words_are_taught_up_to_their_end_and_to_what_hears_alone(decoder):
         assert (parameter.grad is not None and bool(parameter.grad.any())) == name.startswith(decoder.HEARING), name
 
 
-def test_a_language_that_whisper_lacks_is_named(ear):
-    with pytest.raises(LlasmError, match="'xx' is none of Whisper's"):
-        Ear(ear.decoder, ear.tokenizer, "xx")
+@torch.inference_mode()
+def test_the_language_is_heard_where_it_is_auto(ear):
+    auto = Ear(ear.decoder, ear.tokenizer, "auto")
+    frames, real = 100 * torch.randn(3, 11, D), torch.ones(3, 11, dtype=torch.bool)
+    prompts = auto.prompts(frames, real)
+    assert prompts[:, [0, 2, 3]].tolist() == ear.prompts(frames, real)[:, [0, 2, 3]].tolist()
+    scores = auto.logits(auto.states(prompts[:, :1], frames, real)[:, 0])
+    best = [max(ear.whisper.all_language_tokens, key=row.__getitem__) for row in scores]
+    assert prompts[:, 1].tolist() == best and len(set(best)) > 1
+
+
+def test_what_does_not_go_with_this_whisper_is_named(ear):
+    with pytest.raises(LlasmError, match="n_heads 5 must divide the encoder's width 24"):
+        build_adapter(AdapterConfig(name="decoder", rate="heard", n_heads=5), D, H)
     english = type("Decoder", (), {"config": WhisperConfig(vocab_size=51864)})
     with pytest.raises(LlasmError, match="'zh', but the Whisper is an English-only one"):
         Ear(english, ear.tokenizer, "zh")

@@ -328,11 +328,13 @@ def test_settings_that_do_not_fit_the_data(fields, message, bases, spoken, tmp_p
 SHAPES = {  # from the models' own config.json
     "openai/whisper-large-v3": {
         "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120,
-        "decoder_layers": 32, "num_mel_bins": 128, "vocab_size": 51866,
+        "decoder_layers": 32, "decoder_attention_heads": 20, "decoder_ffn_dim": 5120, "num_mel_bins": 128,
+        "vocab_size": 51866,
     },
     "openai/whisper-large-v2": {
         "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120,
-        "decoder_layers": 32, "num_mel_bins": 80, "vocab_size": 51865,
+        "decoder_layers": 32, "decoder_attention_heads": 20, "decoder_ffn_dim": 5120, "num_mel_bins": 80,
+        "vocab_size": 51865,
     },
     "whisper-base": {
         "d_model": 512, "encoder_layers": 6, "encoder_attention_heads": 8, "encoder_ffn_dim": 2048,
@@ -351,7 +353,11 @@ SHAPES = {  # from the models' own config.json
         "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
     },
 }  # fmt: skip
-PARAMETERS = {"llama3_8b": (637e6, 8.03e9), "chinese_llama2_7b": (637e6, 6.74e9), "tiny": (72.6e6, 134.5e6)}
+PARAMETERS = {
+    "llama3_8b": (637e6, 906e6, 8.03e9),
+    "chinese_llama2_7b": (637e6, 906e6, 6.74e9),
+    "tiny": (20.6e6, 52e6, 134.5e6),
+}
 
 
 def started_from(name):
@@ -373,8 +379,9 @@ def test_shipped_recipes_are_built_and_fit_what_their_headers_say(name):
     )
     model = checkpoint.outline(config)
     parameters = module._parameters(found, model, found.lora if found.stage == "chat" else None)
-    whisper, llm = next(sizes for start, sizes in PARAMETERS.items() if name.startswith(start))
-    assert parameters["Whisper"][0] == pytest.approx(whisper, rel=0.01)
+    encoder, decoder, llm = next(sizes for start, sizes in PARAMETERS.items() if name.startswith(start))
+    assert parameters["encoder"][0] == pytest.approx(encoder, rel=0.01)
+    assert parameters["decoder"][0] == pytest.approx(decoder, rel=0.01)
     assert parameters["LLM"][0] == pytest.approx(llm, rel=0.01)
     assert ("LoRA" in parameters) == (found.stage == "chat")
     header = recipe_path("train", name).read_text()

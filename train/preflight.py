@@ -270,9 +270,9 @@ def _parameters(recipe: Recipe, model: Any, lora: Lora | None) -> dict[str, tupl
     llm = count(model.model.language_model)
     if model.lm_head.weight is not model.get_input_embeddings().weight:
         llm += count(model.lm_head)
-    whisper = [model.model.audio_tower, *([model.model.audio_decoder] if isinstance(projector, DecoderAdapter) else [])]
     parts = {
-        "Whisper": (sum(map(count, whisper)), 0),
+        "encoder": (count(model.model.audio_tower), 0),
+        **({"decoder": (count(model.model.audio_decoder), 0)} if isinstance(projector, DecoderAdapter) else {}),
         "adapter": (adapter, sum(p.numel() for p in projector.parameters() if p.requires_grad)),
         "LLM": (llm, 0),
     }
@@ -311,7 +311,8 @@ def _memory(
     llm = parameters["LLM"][0]
     table = text.vocab_size * text.hidden_size * (1 if text.tie_word_embeddings else 2)
     stored = base if recipe.quantization == "none" else STORED_BYTES[recipe.quantization]
-    frozen = (llm - table) * stored + table * base + 2 * parameters["Whisper"][0] * base  # the encoder's bf16 copy
+    whisper = 2 * parameters["encoder"][0] + parameters.get("decoder", (0, 0))[0]  # the encoder has a bf16 copy
+    frozen = (llm - table) * stored + table * base + whisper * base
     trained = sum(n for _, n in parameters.values())
     optimiser = 1.0 * trained * (TRAINED_BYTES[recipe.optimizer] - 4)
     kept = trained * 4.0
