@@ -36,7 +36,7 @@ started = time.perf_counter()
 for _ in range(8):
     step()
 factor = (time.perf_counter() - started) / 8 / 0.42
-steps = {"speak and answer": 20, "encode": 15, "ground": 10, "align": 6, "chat": 40, "evals": 35}
+steps = {"speak and answer": 20, "encode": 15, "ground": 10, "align": 6, "chat": 44, "evals": 45}
 for name, minutes in steps.items():
     print(f"{name:16} about {minutes * factor:5.0f} min")
 print(f"{'all':16} about {sum(steps.values()) * factor / 60:5.1f} h; 12 GB of disk", flush=True)
