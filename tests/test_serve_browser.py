@@ -210,10 +210,12 @@ def test_two_spoken_turns_then_text_and_a_recording(server, browser, tmp_path):
     page.wait_for_selector("#box .thumbnail-item, #box .thumbnails")
     page.focus("#box textarea")
     page.keyboard.press("Enter")
-    assert "Mars" in answered(page, 4)
+    assert "2.7 s heard" in answered(page, 4)  # of that recording alone
 
     messages = saved(page)
     check_messages(messages[:-1])
+    sent, file = (audio.decode(clip) for clip in (messages[6]["content"][0]["audio"], "examples/planets.wav"))
+    np.testing.assert_allclose(sent, file, atol=1e-3)
     assert [message["role"] for message in messages] == ["user", "assistant"] * 4
     kinds = [part["type"] for message in messages[::2] for part in message["content"]]
     assert kinds == ["audio", "audio", "text", "audio"]
