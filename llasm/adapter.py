@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from llasm.ear import Ear
+from llasm.ear import Ear, Written
 from llasm.errors import LlasmError
 
 
@@ -30,7 +30,7 @@ class AdapterConfig:
     stack: int = 4
     """Encoder frames joined into one audio token: 4 → 12.5 tokens/s, 8 → 6.25 tokens/s."""
     width: int = 512
-    """Inner width of `aligner`, `swiglu` and `mlp`."""
+    """Inner width of `aligner`, `swiglu`, `mlp` and of `decoder`'s projection."""
     n_layers: int = 4
     n_heads: int = 8
     dropout: float = 0.1
@@ -343,15 +343,13 @@ class DecoderAdapter(Adapter):
     def forward(self, frames: Tensor, n_frames: Tensor, table: Tensor | None = None) -> AudioTokens:
         if table is None:
             raise ValueError("rate 'heard' needs the LLM's embedding table")
-        limits = self.n_tokens(n_frames)
-        written = self._ear.listen(*self.sound(frames, n_frames), limits)
-        found = [self._ear.in_llm(tokens) for tokens in written.tokens]
-        states = [
-            row[first:last].mean(0)
-            for row, (_, ranges), limit in zip(written.states, found, limits.tolist(), strict=True)
-            for first, last in ranges[:limit]
-        ]
-        heard = [ids[:limit] for (ids, _), limit in zip(found, limits.tolist(), strict=True)]
+        written = self._listen(frames, n_frames)
+        states: list[Tensor] = []
+        heard: list[list[int]] = []
+        for tokens, row, limit in zip(written.tokens, written.states, self.n_tokens(n_frames).tolist(), strict=True):
+            ids, ranges = self._ear.in_llm(tokens)
+            heard.append(ids[:limit])
+            states += [row[first:last].mean(0) for first, last in ranges[:limit]]
         known = torch.stack(states) if states else written.states.new_zeros(0, frames.shape[-1])
         said = torch.tensor([token for ids in heard for token in ids], dtype=torch.long, device=table.device)
         embeddings = table[said] + self.out(F.gelu(self.hidden(self.norm(known.to(self.norm.weight.dtype)))))
@@ -388,8 +386,10 @@ class DecoderAdapter(Adapter):
 
     def transcribe(self, frames: Tensor, n_frames: Tensor, table: Tensor) -> list[list[int]]:
         """The LLM's tokens of what is heard in each clip."""
-        written = self._ear.listen(*self.sound(frames, n_frames), self.n_tokens(n_frames))
-        return [self._ear.in_llm(tokens)[0] for tokens in written.tokens]
+        return [self._ear.in_llm(tokens)[0] for tokens in self._listen(frames, n_frames).tokens]
+
+    def _listen(self, frames: Tensor, n_frames: Tensor) -> Written:
+        return self._ear.listen(*self.sound(frames, n_frames), self.n_tokens(n_frames))
 
     @property
     def _ear(self) -> Ear:

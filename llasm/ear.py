@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from llasm._convert import MULTILINGUAL_VOCAB
 from llasm.errors import LlasmError
 
-MULTILINGUAL_VOCAB = 51865  # English-only Whispers have one token less
 CONTEXT_SPARE = 8  # of the decoder's positions, for what stands before the text
 
 
@@ -91,7 +91,7 @@ class Ear:
         from transformers import DynamicCache, EncoderDecoderCache
 
         frames = frames.to(self.decoder.embed_tokens.weight.dtype)
-        device = frames.device
+        never = self._never.to(frames.device)
         limits = limits.clamp(max=self.decoder.config.max_target_positions - CONTEXT_SPARE)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         given = self.prompts(frames, real)
@@ -101,7 +101,7 @@ class Ear:
         while not done.all():
             states.append(self.states(given, frames, real, cache)[:, -1])
             scores = self.logits(states[-1])
-            scores[:, self._never.to(device)] = -torch.inf
+            scores[:, never] = -torch.inf
             best = scores.argmax(-1).masked_fill(done, self.end)
             tokens.append(best)
             done = done | (best == self.end) | (len(tokens) >= limits)

@@ -162,6 +162,13 @@ def ask(page, text):
     page.keyboard.press("Enter")
 
 
+def send_file(page, path):
+    page.set_input_files("#box input[type=file]", str(path))
+    page.wait_for_selector("#box .thumbnail-item, #box .thumbnails")
+    page.focus("#box textarea")
+    page.keyboard.press("Enter")
+
+
 def saved(page):
     """The messages of the transcript that the page gives."""
     with page.expect_download() as download:
@@ -205,11 +212,9 @@ def test_two_spoken_turns_then_text_and_a_recording(server, browser, tmp_path):
 
     ask(page, "What did I ask about first?")
     answered(page, 3)
-    audio.write_wav(tmp_path / "planet.wav", audio.decode("examples/planets.wav"), audio.SAMPLE_RATE)
-    page.set_input_files("#box input[type=file]", str(tmp_path / "planet.wav"))
-    page.wait_for_selector("#box .thumbnail-item, #box .thumbnails")
-    page.focus("#box textarea")
-    page.keyboard.press("Enter")
+    planet = tmp_path / "planet.wav"
+    audio.write_wav(planet, audio.decode("examples/planets.wav"), audio.SAMPLE_RATE)
+    send_file(page, planet)
     assert "2.7 s heard" in answered(page, 4)  # of that recording alone
 
     messages = saved(page)
@@ -224,6 +229,8 @@ def test_two_spoken_turns_then_text_and_a_recording(server, browser, tmp_path):
     page.reload()
     page.wait_for_selector("#chat .examples")
     assert page.locator("#chat .message-row").count() == 0
+    send_file(page, planet)
+    assert "Mars" in answered(page, 1)
     assert page.faults == []
 
 

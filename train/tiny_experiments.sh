@@ -70,7 +70,7 @@ align repeat_0 "$trained" --repeat_share 0
 align repeat_50 "$trained" --repeat_share 0.5
 align temperature_1 "$trained" --temperature 1
 align temperature_4 "$trained" --temperature 4
-align aligner_align runs/aligner
+align aligner_align runs/aligner --learning_rate 1e-4
 # Without stage ground, and as long as all and align took together.
 asked tiny_align swiglu --data "[\"$tiny/data/tiny/align\"]" --init null --adapter.name swiglu --adapter.stack 8 \
     --adapter.width 1024 --adapter.rate fixed --n_steps 80 --eval_steps 80
