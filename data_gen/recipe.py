@@ -100,7 +100,8 @@ class Respond:
     max_new_tokens: int = 64
     """Length limit of an answer, in tokens; answers that reach it are marked as truncated."""
     follow_up_share: float = 0.0
-    """Share of the one-turn rows answered here that go on with a second spoken turn, such as "Why is that?"."""
+    """Share of the conversations answered here that go on with another spoken turn, up to the fourth: "Why is that?",
+    or what another row asks. Of those with a second turn that share has a third, and so on."""
 
 
 @dataclass

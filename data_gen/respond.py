@@ -44,10 +44,14 @@ FOLLOW_UPS = {
 }
 
 
+MAX_TURNS = 4
+
+
 @dataclass
 class Respond:
-    """Rows that end with the user's turn (or all, where `always`) → rows with the LLM's answer; a share of those with
-    one turn goes on with a second, drawn from FOLLOW_UPS and answered too."""
+    """Rows that end with the user's turn (or all, where `always`) → rows with the LLM's answer. A share of the
+    conversations that began here goes on, again and again up to MAX_TURNS: by FOLLOW_UPS or, as often, by what another
+    row asks, for people change the subject, too."""
 
     llm: str
     url: str | None
@@ -62,7 +66,7 @@ class Respond:
 
     def settings(self) -> dict[str, Any]:
         return {
-            "version": 4,
+            "version": 5,
             "llm": identity_of(self.llm, self.url),
             "always": self.always,
             "max_new_tokens": self.max_new_tokens,
@@ -76,10 +80,16 @@ class Respond:
         rows = self._answered(rows)
         if not self.follow_up_share:
             return rows
-        more = [i for i, row in enumerate(rows) if self._goes_on(row)]
-        for i, row in zip(more, self._answered([self._with_follow_up(rows[i]) for i in more]), strict=True):
-            if "dropped" not in row:  # else the first turn stands as it is
-                rows[i] = row
+        questions: dict[str, list[str]] = {language: [] for language in FOLLOW_UPS}
+        for row in rows:
+            if self._is_open(row, 1):
+                questions[row["meta"]["language"]] += user_texts(row)
+        for n_turns in range(1, MAX_TURNS):
+            more = [i for i, row in enumerate(rows) if self._is_open(row, n_turns) and self._goes_on(row, n_turns)]
+            longer = [self._with_turn(rows[i], n_turns, questions) for i in more]
+            for i, row in zip(more, self._answered(longer), strict=True):
+                if "dropped" not in row:  # else what went before stands as it is
+                    rows[i] = row
         return rows
 
     def _answered(self, rows: list[Row]) -> list[Row]:
@@ -105,18 +115,20 @@ class Respond:
                 done[i] = drop(done[i], self.name, fault, text)
         return done
 
-    def _goes_on(self, row: Row) -> bool:
-        """Whether a second turn follows: drawn from the answered rows that have one turn."""
-        n_turns = sum(message["role"] == "user" for message in row["messages"])
-        return (
-            n_turns == 1
-            and "answered_by" in row["meta"]
-            and "dropped" not in row
-            and draw(f"follow-up/{self.seed}/{row['id']}") < self.follow_up_share
-        )
+    def _is_open(self, row: Row, n_turns: int) -> bool:
+        """Whether it has so many turns, the last answered here."""
+        asked = sum(message["role"] == "user" for message in row["messages"])
+        return asked == n_turns and "answered_by" in row["meta"] and "dropped" not in row
 
-    def _with_follow_up(self, row: Row) -> Row:
-        text = pick(f"follow-up text/{self.seed}/{row['id']}", FOLLOW_UPS[row["meta"]["language"]])
+    def _goes_on(self, row: Row, n_turns: int) -> bool:
+        return draw(f"follow-up/{self.seed}/{row['id']}/{n_turns}") < self.follow_up_share
+
+    def _with_turn(self, row: Row, n_turns: int, questions: dict[str, list[str]]) -> Row:
+        """The row with one more of the user's turns, unanswered; questions: of all rows, by language."""
+        key, language = f"follow-up text/{self.seed}/{row['id']}/{n_turns}", row["meta"]["language"]
+        others = [text for text in questions[language] if text not in user_texts(row)]
+        changes = others and draw(f"subject/{key}") < 0.5
+        text = pick(key, others if changes else FOLLOW_UPS[language])
         turn = {"role": "user", "content": [{"type": "audio", "text": text}]}
         return {**row, "messages": [*row["messages"], turn], "audios": [*row["audios"], None]}
 

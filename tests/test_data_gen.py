@@ -408,7 +408,7 @@ def test_an_openai_server_speaks_and_answers(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_a_share_of_the_answered_rows_goes_on_with_a_spoken_follow_up(monkeypatch, share):
+def test_a_share_of_the_answered_rows_goes_on_up_to_the_fourth_turn(monkeypatch, share):
     asked = []
 
     class Echo:
@@ -418,21 +418,37 @@ def test_a_share_of_the_answered_rows_goes_on_with_a_spoken_follow_up(monkeypatc
 
     monkeypatch.setattr(respond, "generator_for", lambda llm, url: Echo())
     stage = RespondStage("m", None, False, 7, Recipe(output="x", input="y").filter, share, 0)
-    turn = {"role": "user", "content": [{"type": "audio", "text": "What is a fjord?"}]}
-    rows = [
-        {"id": str(i), "messages": [turn], "audios": [None], "meta": {"language": "en", "voice": "x"}}
-        for i in range(40)
-    ]
-    given = {**rows[0], "id": "given", "messages": [turn, {"role": "assistant", "content": [{"text": "Water."}]}]}
-    *done, untouched = stage([*rows, given])
+
+    def row(name, text, language="en", more=()):
+        turn = {"role": "user", "content": [{"type": "audio", "text": text}]}
+        meta = {"language": language, "voice": "x"}
+        return {"id": name, "messages": [turn, *more], "audios": [None], "meta": meta}
+
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "Water."}]}
+    questions = [f"What is number {i}?" for i in range(80)]
+    rows = [row(str(i), text) for i, text in enumerate(questions)]
+    given, chinese = row("given", "What is a fjord?", more=[answer]), row("zh", "你好吗？", "zh")
+    *done, untouched, other = stage([*rows, given, chinese])
     assert untouched == given
-    longer = [row for row in done if len(row["messages"]) == 4]
-    assert share * 40 - 12 <= len(longer) <= share * 40 + 12 and (share not in (0, 1) or len(longer) == share * 40)
-    for row in longer:
-        assert row["audios"] == [None, None] and said(row) == "About 3 turns."
-        assert row["messages"][2]["content"][0]["text"] in respond.FOLLOW_UPS["en"]
-    assert all(said(row) == "About 1 turns." for row in done if row not in longer)
-    assert len(asked) == 40 + len(longer)
+    # The only one of its language has nobody's question to go on with.
+    assert all(p["text"] in respond.FOLLOW_UPS["zh"] for m in other["messages"][2::2] for p in m["content"])
+    for n_turns in (2, 3, 4):
+        n = sum(len(row["messages"]) >= 2 * n_turns for row in done)
+        before = sum(len(row["messages"]) >= 2 * n_turns - 2 for row in done)
+        assert share * before - 15 <= n <= share * before + 15 and (share not in (0, 1) or n == share * 80)
+    assert max(len(row["messages"]) for row in done) == (2 if share == 0 else 8)
+    for row in done:
+        roles = [message["role"] for message in row["messages"]]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+        assert row["audios"] == [None] * (len(roles) // 2) and said(row) == f"About {len(roles) - 1} turns."
+    turns = [m["content"][0]["text"] for row in done for m in row["messages"][2::2]]
+    changes = [text for text in turns if text in questions]
+    assert len(turns) * 0.35 <= len(changes) <= len(turns) * 0.65
+    assert all(text in respond.FOLLOW_UPS["en"] for text in turns if text not in questions)
+    for row in done:  # nobody asks again what is already asked
+        words = [m["content"][0]["text"] for m in row["messages"][::2] if m["content"][0]["text"] in questions]
+        assert len(words) == len(set(words))
+    assert len(asked) == 81 + len(turns) + len(other["messages"]) // 2 - 1
 
 
 def wav_bytes(wave, sample_rate):

@@ -36,13 +36,13 @@ started = time.perf_counter()
 for _ in range(8):
     step()
 factor = (time.perf_counter() - started) / 8 / 0.42
-steps = {"speak and answer": 20, "encode": 15, "ground": 10, "align": 6, "chat": 44, "evals": 45}
+steps = {"speak and answer": 20, "encode": 15, "ground": 18, "align": 6, "chat": 58, "evals": 45}
 for name, minutes in steps.items():
     print(f"{name:16} about {minutes * factor:5.0f} min")
 print(f"{'all':16} about {sum(steps.values()) * factor / 60:5.1f} h; 12 GB of disk", flush=True)
 PY
 "$bin/python" -m llasm.data_gen.prompts "$data/text" data/tiny/prompts --speech "$data/speech" \
-    --ground 8000 --align 3000 --chat 2500 --repeat 1200
+    --ground 8000 --align 3000 --chat 2500 --repeat 2000
 "$bin/llasm" data build tiny_ground "${noise[@]}"
 "$bin/llasm" data build tiny_people "${noise[@]}"
 "$bin/llasm" data build tiny_align "${noise[@]}"
