@@ -21,6 +21,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from llasm.errors import LlasmError
 from llasm.files import jsonl, write_whole
 
 HELD_OUT_EVERY = 20
@@ -57,9 +58,11 @@ Row = dict[str, object]
 
 
 def credited(source: str, licence: str) -> Row:
-    """A row's `meta`: where it comes from."""
-    credit = next(credit for name, credit in CREDITS.items() if source.startswith(name))
-    return {"source": source, "licence": licence, "attribution": credit}
+    """A row's `meta`: where it comes from; LlasmError where CREDITS does not know."""
+    for name, credit in CREDITS.items():
+        if source.startswith(name):
+            return {"source": source, "licence": licence, "attribution": credit}
+    raise LlasmError(f"{source}: nobody to credit for it; the sources known are {', '.join(CREDITS)}")
 
 
 def sources(root: Path) -> Iterator[tuple[str, str, str, list[str]]]:
@@ -204,6 +207,8 @@ def main() -> None:
     try:
         prompts = build(args.text_dir, args.ground, args.align, args.chat, args.repeat)
         spoken = recordings(args.speech, [str(row["text"]) for row in prompts["ground"]]) if args.speech else None
+    except LlasmError as error:
+        parser.error(str(error))
     except FileNotFoundError as error:
         parser.error(f"{error.filename}: there is no such file; the sources must lie as their authors publish them")
     heldout = prompts.pop("heldout")

@@ -50,8 +50,8 @@ MAX_TURNS = 4
 @dataclass
 class Respond:
     """Rows that end with the user's turn (or all, where `always`) → rows with the LLM's answer. A share of the
-    conversations that began here goes on, again and again up to MAX_TURNS: by FOLLOW_UPS or, as often, by what another
-    row asks, for people change the subject, too."""
+    conversations that begin here goes on, again and again up to MAX_TURNS: by FOLLOW_UPS or, as often, by what another
+    row of the same source asks, for people change the subject, too."""
 
     llm: str
     url: str | None
@@ -77,19 +77,22 @@ class Respond:
     def __call__(self, rows: list[Row]) -> list[Row]:
         if self.always:
             rows = [_without_last_answer(row) for row in rows]
+        begun = [[m["role"] for m in row["messages"] if m["role"] != "system"] == ["user"] for row in rows]
         rows = self._answered(rows)
         if not self.follow_up_share:
             return rows
-        questions: dict[str, list[str]] = {language: [] for language in FOLLOW_UPS}
-        for row in rows:
-            if self._is_open(row, 1):
-                questions[row["meta"]["language"]] += user_texts(row)
+        going = [i for i, begins in enumerate(begun) if begins and "dropped" not in rows[i]]
+        questions: dict[tuple[str, str], list[str]] = {}
+        for i in going:
+            if rows[i]["audios"] == [None]:  # what a recording says has passed no filter of texts
+                questions.setdefault(_kind(rows[i]), []).extend(user_texts(rows[i]))
         for n_turns in range(1, MAX_TURNS):
-            more = [i for i, row in enumerate(rows) if self._is_open(row, n_turns) and self._goes_on(row, n_turns)]
-            longer = [self._with_turn(rows[i], n_turns, questions) for i in more]
-            for i, row in zip(more, self._answered(longer), strict=True):
-                if "dropped" not in row:  # else what went before stands as it is
-                    rows[i] = row
+            going = [i for i in going if self._goes_on(rows[i], n_turns)]
+            longer = [self._with_turn(rows[i], n_turns, questions.get(_kind(rows[i]), [])) for i in going]
+            done = dict(zip(going, self._answered(longer), strict=True))
+            going = [i for i in going if "dropped" not in done[i]]  # the others stand as they are
+            for i in going:
+                rows[i] = done[i]
         return rows
 
     def _answered(self, rows: list[Row]) -> list[Row]:
@@ -109,29 +112,32 @@ class Respond:
                 done[i] = drop(rows[i], self.name, "refused by the server", text.reason)
                 continue
             answer = {"role": "assistant", "content": [{"type": "text", "text": text}]}
-            meta = {**rows[i]["meta"], "answered_by": self.llm, "truncated": truncated}
+            meta = {**rows[i]["meta"], "answered_by": self.llm}
+            meta["truncated"] = truncated or bool(meta.get("truncated"))
             done[i] = {**rows[i], "messages": [*rows[i]["messages"], answer], "meta": meta}
             if fault := answer_fault(text, self.rules):
                 done[i] = drop(done[i], self.name, fault, text)
         return done
 
-    def _is_open(self, row: Row, n_turns: int) -> bool:
-        """Whether it has so many turns, the last answered here."""
-        asked = sum(message["role"] == "user" for message in row["messages"])
-        return asked == n_turns and "answered_by" in row["meta"] and "dropped" not in row
-
     def _goes_on(self, row: Row, n_turns: int) -> bool:
         return draw(f"follow-up/{self.seed}/{row['id']}/{n_turns}") < self.follow_up_share
 
-    def _with_turn(self, row: Row, n_turns: int, questions: dict[str, list[str]]) -> Row:
-        """The row with one more of the user's turns, unanswered; questions: of all rows, by language."""
-        key, language = f"follow-up text/{self.seed}/{row['id']}/{n_turns}", row["meta"]["language"]
-        others = [text for text in questions[language] if text not in user_texts(row)]
+    def _with_turn(self, row: Row, n_turns: int, questions: list[str]) -> Row:
+        """The row with one more of the user's turns, unanswered."""
+        key = f"follow-up text/{self.seed}/{row['id']}/{n_turns}"
+        others = [text for text in questions if text not in user_texts(row)]
         changes = others and draw(f"subject/{key}") < 0.5
-        text = pick(key, others if changes else FOLLOW_UPS[language])
+        text = pick(key, others if changes else FOLLOW_UPS[row["meta"]["language"]])
         turn = {"role": "user", "content": [{"type": "audio", "text": text}]}
         return {**row, "messages": [*row["messages"], turn], "audios": [*row["audios"], None]}
 
 
+def _kind(row: Row) -> tuple[str, str]:
+    # Another source's texts have another licence.
+    return row["meta"]["source"], row["meta"]["language"]
+
+
 def _without_last_answer(row: Row) -> Row:
-    return {**row, "messages": row["messages"][:-1]} if row["messages"][-1]["role"] == "assistant" else row
+    if row["messages"][-1]["role"] != "assistant":
+        return row
+    return {**row, "messages": row["messages"][:-1], "meta": {**row["meta"], "truncated": False}}

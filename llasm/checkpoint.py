@@ -62,9 +62,7 @@ def from_bases(
     config, processor = describe_bases(audio_base, text_base, adapter, chat_template)
     audio_dir, text_dir = weights.resolve(audio_base), weights.resolve(text_base)
     config.bases = {"audio": _identity(audio_base, audio_dir), "text": _identity(text_base, text_dir)}
-    model = _assemble(config, audio_dir, text_dir, dtype, quantization)
-    model.model.listen(processor.tokenizer)
-    return model, processor
+    return _assemble(config, processor, audio_dir, text_dir, dtype, quantization), processor
 
 
 def describe_bases(
@@ -102,7 +100,12 @@ def outline(config: LlasmConfig) -> LlasmForConditionalGeneration:
 
 
 def _assemble(
-    config: LlasmConfig, audio_dir: Path, text_dir: Path, dtype: torch.dtype, quantization: str = "none"
+    config: LlasmConfig,
+    processor: LlasmProcessor,
+    audio_dir: Path,
+    text_dir: Path,
+    dtype: torch.dtype,
+    quantization: str = "none",
 ) -> LlasmForConditionalGeneration:
     """Puts the bases' own modules into the frame, so that nothing is initialised only to be overwritten."""
     model = outline(config)
@@ -117,6 +120,7 @@ def _assemble(
     model.model.multi_modal_projector = projector
     if isinstance(projector, DecoderAdapter):
         model.model.audio_decoder = whisper.decoder
+        model.model.listen(processor.tokenizer)
     model.generation_config = llm.generation_config
     return model.eval()
 
@@ -180,8 +184,7 @@ def load(
         merged = LlasmForConditionalGeneration.from_pretrained(directory, dtype=dtype)
         merged.model.listen(processor.tokenizer)
         return merged.eval(), processor
-    model = _load_parts(config, directory, dtype)
-    model.model.listen(processor.tokenizer)
+    model = _load_parts(config, processor, directory, dtype)
     if (directory / LORA_CONFIG).exists():
         from peft import PeftModel
 
@@ -198,8 +201,7 @@ def load_to_train(
     directory = locate(name)
     config, processor = describe(directory)
     refuse_merged(directory)
-    model = _load_parts(config, directory, dtype, quantization)
-    model.model.listen(processor.tokenizer)
+    model = _load_parts(config, processor, directory, dtype, quantization)
     if not (directory / LORA_CONFIG).exists():
         return model, processor, None
     from peft import PeftModel
@@ -228,12 +230,12 @@ def describe(directory: Path) -> tuple[LlasmConfig, LlasmProcessor]:
 
 
 def _load_parts(
-    config: LlasmConfig, directory: Path, dtype: torch.dtype, quantization: str = "none"
+    config: LlasmConfig, processor: LlasmProcessor, directory: Path, dtype: torch.dtype, quantization: str = "none"
 ) -> LlasmForConditionalGeneration:
     """Bases and projection of a checkpoint, without its LoRA."""
     tensors = _read_weights(directory / WEIGHTS)
     audio_dir, text_dir = (checked_base(config, part, directory) for part in ("audio", "text"))
-    model = _assemble(config, audio_dir, text_dir, dtype, quantization)
+    model = _assemble(config, processor, audio_dir, text_dir, dtype, quantization)
     _load_projector(model, tensors, directory / WEIGHTS)
     return model
 

@@ -419,19 +419,23 @@ def test_a_share_of_the_answered_rows_goes_on_up_to_the_fourth_turn(monkeypatch,
     monkeypatch.setattr(respond, "generator_for", lambda llm, url: Echo())
     stage = RespondStage("m", None, False, 7, Recipe(output="x", input="y").filter, share, 0)
 
-    def row(name, text, language="en", more=()):
+    def row(name, text, language="en", source="a", more=()):
         turn = {"role": "user", "content": [{"type": "audio", "text": text}]}
-        meta = {"language": language, "voice": "x"}
+        meta = {"language": language, "source": source, "answered_by": "", "truncated": False}
         return {"id": name, "messages": [turn, *more], "audios": [None], "meta": meta}
 
     answer = {"role": "assistant", "content": [{"type": "text", "text": "Water."}]}
     questions = [f"What is number {i}?" for i in range(80)]
     rows = [row(str(i), text) for i, text in enumerate(questions)]
-    given, chinese = row("given", "What is a fjord?", more=[answer]), row("zh", "你好吗？", "zh")
-    *done, untouched, other = stage([*rows, given, chinese])
+    given = row("given", "What is a fjord?", more=[answer])
+    recorded = {**row("recorded", "A mumbled line."), "audios": [{"bytes": b""}]}
+    chinese, licensed = row("zh", "你好吗？", "zh"), row("licensed", "Who owns it?", source="b")
+    *done, untouched, heard, other, apart = stage([*rows, given, recorded, chinese, licensed])
     assert untouched == given
-    # The only one of its language has nobody's question to go on with.
-    assert all(p["text"] in respond.FOLLOW_UPS["zh"] for m in other["messages"][2::2] for p in m["content"])
+    # The only ones of a language or a source have nobody's question to go on with.
+    for single, language in ((other, "zh"), (apart, "en")):
+        asked_next = [p["text"] for m in single["messages"][2::2] for p in m["content"]]
+        assert set(asked_next) <= set(respond.FOLLOW_UPS[language])
     for n_turns in (2, 3, 4):
         n = sum(len(row["messages"]) >= 2 * n_turns for row in done)
         before = sum(len(row["messages"]) >= 2 * n_turns - 2 for row in done)
@@ -448,7 +452,28 @@ def test_a_share_of_the_answered_rows_goes_on_up_to_the_fourth_turn(monkeypatch,
     for row in done:  # nobody asks again what is already asked
         words = [m["content"][0]["text"] for m in row["messages"][::2] if m["content"][0]["text"] in questions]
         assert len(words) == len(set(words))
-    assert len(asked) == 81 + len(turns) + len(other["messages"]) // 2 - 1
+    longer = [len(row["messages"]) // 2 - 1 for row in (heard, other, apart)]
+    assert len(asked) == 83 + len(turns) + sum(longer)
+
+
+def test_an_answer_cut_off_in_the_middle_marks_the_conversation(monkeypatch):
+    class Cut:
+        def generate(self, conversations, max_new_tokens):
+            return [("About it.", len(turns) == 1) for turns in conversations]
+
+    monkeypatch.setattr(respond, "generator_for", lambda llm, url: Cut())
+    stage = RespondStage("m", None, True, 7, Recipe(output="x", input="y").filter, 1.0, 0)
+    turn = {"role": "user", "content": [{"type": "audio", "text": "What is a fjord?"}]}
+    old = {"role": "assistant", "content": [{"type": "text", "text": "Wat"}]}
+    meta = {"language": "en", "source": "a", "truncated": True}
+    whole = [turn, {**old, "content": [{"type": "text", "text": "Water."}]}, turn, old]
+    rows = [
+        {"id": "cut", "messages": [turn, old], "audios": [None], "meta": meta},
+        {"id": "whole", "messages": whole, "audios": [None, None], "meta": meta},
+    ]
+    cut, answered = stage(rows)
+    assert len(cut["messages"]) == 8 and cut["meta"]["truncated"]
+    assert len(answered["messages"]) == 4 and not answered["meta"]["truncated"]  # the answer cut off is gone
 
 
 def wav_bytes(wave, sample_rate):

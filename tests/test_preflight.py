@@ -71,13 +71,13 @@ def test_ground_says_that_rows_repeat_what_is_held_out(bases, spoken, tmp_path, 
         return {**row, "meta": {**row["meta"], "texts": ["Who?" for _ in row["meta"]["texts"]]}}
 
     data = rewritten(spoken, tmp_path / "same", same)
-    with pytest.raises(LlasmError, match="more rows than the 8 that the data has to use, 6 of which say what is held"):
+    with pytest.raises(LlasmError, match="more rows than the 8 that the data has to use, 6 of which copy what is held"):
         planned(data, tmp_path / "out", stage="ground", **bases)
     made = recipe([data, spoken], tmp_path / "out", stage="ground", batch_size=2, held_out=3, **bases)
     plan = preflight(made, read_samples(made.data))
     plan.show(made)
     assert plan.twins == 16 - len(plan.samples) > 0
-    assert f"(0 without speech left out, {plan.twins} that say what is held out)" in capsys.readouterr().out
+    assert f"(0 without speech left out, {plan.twins} that copy what is held out)" in capsys.readouterr().out
 
 
 def test_tokens_and_parameters_are_counted(bases, spoken, tmp_path):

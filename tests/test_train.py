@@ -420,3 +420,10 @@ def test_what_is_held_out_is_trained_on_in_no_other_voice():
     assert len(train) + len(held_out) < 30 and any(sample.silent for sample in train)
     train, held_out = split(samples, 6, 0)
     assert len(train) + len(held_out) == 30
+
+
+def test_no_noisy_copy_of_what_is_held_out_is_trained_on():
+    samples = [Sample(f"{i}{copy}", [], ["Why?"], [], False, False, []) for i in range(15) for copy in ("", "~1", "~2")]
+    train, held_out = split(samples, 5, 0)
+    kept, apart = ({sample.id.split("~")[0] for sample in some} for some in (train, held_out))
+    assert len(held_out) == 5 and kept.isdisjoint(apart) and len(train) == 45 - 3 * len(apart)

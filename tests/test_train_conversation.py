@@ -39,7 +39,8 @@ def test_only_the_assistants_turns_are_learned(processor):
         "<|im_start|>assistant\n[T][w][o][.][<|im_end|>]\n"
     )
     cut_off = Renderer(processor, {processor.tokenizer.eos_token_id})(CONVERSATION, truncated=True)
-    assert printed(cut_off, processor).endswith("[T][w][o][.]<|im_end|>\n")  # no false stop is taught
+    no_end = printed(rendered, processor).replace("[<|im_end|>]", "<|im_end|>")
+    assert printed(cut_off, processor) == no_end  # no false stop is taught
 
 
 # Of Llama 3, in its main lines: the turn's end is no end of text.
@@ -75,7 +76,7 @@ def test_the_mask_under_llamas_templates(name, template, bases):
     render = Renderer(processor, {processor.tokenizer.convert_tokens_to_ids(end)})
     assert printed(render(CONVERSATION), processor) == MASKS[name]
     cut_off = printed(render(CONVERSATION, truncated=True), processor)
-    assert cut_off == MASKS[name][: -len(f"[{end}]")] + end
+    assert cut_off == MASKS[name].replace(f"[{end}]", end)
 
 
 def test_a_typed_conversation_has_the_same_answers(processor):

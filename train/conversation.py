@@ -40,19 +40,17 @@ class Renderer:
             )
 
     def __call__(self, messages: Messages, truncated: bool = False) -> Rendered:
-        """truncated: the last answer was cut off, so its end is none to learn."""
+        """truncated: answers were cut off, nobody knows which, so no turn's end is one to learn."""
         text = self._text(messages)
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, starts = encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
         learned = torch.zeros(len(ids), dtype=torch.bool)
-        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        for turn in turns:
+        for turn in (i for i, message in enumerate(messages) if message["role"] == "assistant"):
             first, last = self._span(messages, turn, text)
-            cut_off = truncated and turn == turns[-1]
             for i, (token, start) in enumerate(zip(ids, starts, strict=True)):
                 if first <= start < last:
                     ends = token in self._stop_ids
-                    learned[i] = not (ends and cut_off)
+                    learned[i] = not (ends and truncated)
                     if ends:  # what the template writes behind it is no part of the answer
                         break
         return Rendered(torch.tensor(ids), learned)

@@ -27,8 +27,9 @@ from llasm.processing_llasm import AUDIO_TOKEN
 Row = dict[str, Any]
 Check = tuple[Callable[[Row], Any], str]
 
-# Seconds of audio encoded at once. Small on CPUs: the activations then stay in the cache (1.5 times faster).
 NO_SPEECH = "no speech"  # what `meta.source` begins with where nobody speaks
+VARIANT = "~"  # what stands in an id between that of the row and its noisy copy's number
+# Seconds of audio encoded at once. Small on CPUs: the activations then stay in the cache (1.5 times faster).
 CPU_BATCH_SECONDS, GPU_BATCH_SECONDS = 16.0, 480.0
 
 
@@ -228,12 +229,20 @@ def split(
 ) -> tuple[list[Sample], list[Sample]]:
     """(train, held out): the rows whose hashed ids come first are held out, whatever the order of the rows.
 
-    texts_apart: what a held-out row says, in whatever voice, is in no row to train on; those rows are in neither.
+    Their copies in other noise are in neither. texts_apart: nor is any row that says what one of them says, in whatever
+    voice.
     """
     ranked = sorted(samples, key=lambda s: sha256(f"{seed}/{s.id}".encode()).digest())
     held_out = ranked[:n_held_out]
+    copied = {_first_copy(sample) for sample in held_out}
     said = {text for sample in held_out for text in sample.texts if text and texts_apart}
-    return [sample for sample in ranked[n_held_out:] if said.isdisjoint(sample.texts)], held_out
+    rest = [sample for sample in ranked[n_held_out:] if _first_copy(sample) not in copied]
+    return [sample for sample in rest if said.isdisjoint(sample.texts)], held_out
+
+
+def _first_copy(sample: Sample) -> tuple[str, str]:
+    """Data set and id of the row that the sample is, or is a variant of."""
+    return sample.origin, sample.id.split(VARIANT)[0]
 
 
 def pad_frames(frames: list[Tensor]) -> tuple[Tensor, Tensor]:

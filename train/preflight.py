@@ -44,7 +44,7 @@ class Plan:
     held_out: list[Sample]
     left_out: int  # of the data's rows, without speech
     recordings: int  # of the rows used, to repeat since nobody answers them
-    twins: int  # that say what a held-out row says
+    twins: int  # left out for what is held out: other copies of it, and in ground what says the same
     n_tokens: int
     n_learned: int
     longest: int
@@ -65,7 +65,7 @@ class Plan:
                 f"llasm: warning: warmup_steps {recipe.warmup_steps} takes all {recipe.n_steps} steps, so the learning "
                 "rate does not reach its peak"
             )
-        twins = f", {self.twins} that say what is held out" if self.twins else ""
+        twins = f", {self.twins} that copy what is held out" if self.twins else ""
         repeated = f", {self.recordings} without an answer to repeat" if self.recordings else ""
         print(
             f"data: {len(self.samples)} rows ({self.left_out} without speech left out{twins}{repeated}), "
@@ -105,7 +105,7 @@ def preflight(recipe: Recipe, samples: list[Sample], n_processes: int = 1) -> Pl
     if len(train) < recipe.batch_size:
         raise LlasmError(
             f"recipe: held_out {recipe.held_out} and a step of batch_size {recipe.batch_size} take more rows than the "
-            f"{len(kept)} that the data has to use" + (f", {twins} of which say what is held out" if twins else "")
+            f"{len(kept)} that the data has to use" + (f", {twins} of which copy what is held out" if twins else "")
         )
     used = train + held_out
     lengths, n_learned = _lengths(recipe, used, config, processor)

@@ -9,12 +9,25 @@
 set -euo pipefail
 data=$(realpath "${1:?usage: train/tiny.sh DATA_DIR [OUT_DIR]}")
 out=${2:-runs/tiny}
+root=$PWD
 bin=$(realpath "${BIN:-.venv/bin}")
-noise=(--vary.noise "[\"$data/noise/esc10\"]" --vary.licence "CC BY 3.0" --vary.attribution "github karoldvl/ESC-10")
-for program in espeak-ng flite; do
-    command -v "$program" >/dev/null || { echo "train/tiny.sh: needs the program $program" >&2; exit 2; }
+noise=(--vary.noise "[\"$data/noise/esc10\"]" --vary.licence "CC BY 3.0"
+    --vary.attribution "the Freesound authors listed in the README of github karoldvl/ESC-10")
+for folder in text/qa text/instructions speech noise/esc10 noise/noise_misc; do
+    [ -d "$data/$folder" ] || { echo "train/tiny.sh: $data holds no $folder; see the card for what DATA_DIR holds" >&2; exit 2; }
 done
-[ -d "$data/text/qa" ] || { echo "train/tiny.sh: $data holds no text/qa; see the card for what DATA_DIR holds" >&2; exit 2; }
+"$bin/python" - <<'PY'
+import sys
+
+from llasm.errors import LlasmError
+from llasm.tts import load_voice
+
+try:
+    for voice in ("hibari", "kokoro", "flite", "espeak-ng", "piper"):
+        load_voice(voice)
+except LlasmError as error:
+    sys.exit(f"train/tiny.sh: {error}")
+PY
 mkdir -p "$out" && cd "$out"
 
 # What the steps took on 2 cores without AMX, scaled to this machine by the time of a step of the layer before the decoder.
@@ -36,14 +49,15 @@ started = time.perf_counter()
 for _ in range(8):
     step()
 factor = (time.perf_counter() - started) / 8 / 0.42
-steps = {"speak and answer": 20, "encode": 15, "ground": 18, "align": 6, "chat": 58, "evals": 45}
+steps = {"speak and answer": 30, "encode": 22, "ground": 20, "align": 6, "chat": 50, "evals": 45}
 for name, minutes in steps.items():
     print(f"{name:16} about {minutes * factor:5.0f} min")
 print(f"{'all':16} about {sum(steps.values()) * factor / 60:5.1f} h; 12 GB of disk", flush=True)
 PY
 "$bin/python" -m llasm.data_gen.prompts "$data/text" data/tiny/prompts --speech "$data/speech" \
-    --ground 8000 --align 3000 --chat 2500 --repeat 2000
+    --ground 16000 --align 700 --chat 1600 --repeat 2000
 "$bin/llasm" data build tiny_ground "${noise[@]}"
+"$bin/llasm" data build tiny_kokoro "${noise[@]}"
 "$bin/llasm" data build tiny_people "${noise[@]}"
 "$bin/llasm" data build tiny_align "${noise[@]}"
 "$bin/llasm" data build tiny_default_chat "${noise[@]}"
@@ -67,3 +81,9 @@ ask trivia --task custom --data data/tiny/prompts/trivia.jsonl "${noisy[@]}" --l
 ask repeat --task transcription --data data/tiny/prompts/speech_heldout.jsonl --conditions speech,cascade --latency_items 0
 ask follow_up --task follow_up --latency_items 0
 ask other --task no_speech,typed --latency_items 0
+measure() {  # NAME COMMAND
+    [ -f "evals/$1.md" ] || { "${@:2}" > "evals/$1.part" && mv "evals/$1.part" "evals/$1.md"; }
+}
+awk 'NR % 4 == 1' data/tiny/prompts/dev.jsonl > evals/dev.jsonl  # of every source; 211 questions
+measure heard "$bin/python" "$root/benchmarks/heard.py" ./llasm-tiny --data evals/dev.jsonl --voice piper "${noisy[@]}" --asr whisper-base
+measure perplexity "$bin/python" "$root/benchmarks/perplexity.py" "$root/tests/data/typed.jsonl" --model ./llasm-tiny
