@@ -39,17 +39,17 @@ def encoded(model: Any, processor: Any, waves: list[audio.Wave]) -> list[Tensor]
     frames = []
     for wave in tqdm(waves, desc="encode", unit="clip"):
         found, counts = encode(*features.pad_mels([features.mel(processor.feature_extractor, wave)]))
-        frames.append(found[0, : int(counts[0])].float())
+        frames.append(found[0, : int(counts[0])].float())  # encoded in bfloat16, as in training
     return frames
 
 
 @torch.inference_mode()
 def readings(model: Any, processor: Any, frames: list[Tensor]) -> Iterator[str]:
     """What the adapter reads in each clip."""
-    adapter = model.model.multi_modal_projector.float()
+    adapter = model.model.multi_modal_projector
     if not isinstance(adapter, (Aligner, DecoderAdapter)):
         raise LlasmError(f"adapter {adapter.config.name!r} reads no words: `decoder` and `aligner` do")
-    table = model.get_input_embeddings().weight.float()
+    table = model.get_input_embeddings().weight
     for first in range(0, len(frames), BATCH):
         for ids in adapter.transcribe(*pad_frames(frames[first : first + BATCH]), table):
             yield processor.tokenizer.decode(ids)

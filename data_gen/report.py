@@ -176,7 +176,8 @@ def data_card(made: Statistics, recipe: Recipe, n_shards: int, voice_licences: d
         lines.append(f"| {name} | {part.rows} | {part.seconds / 3600:.2f} | {licence} | {credit} |")
     if recipe.vary.noise or recipe.vary.music:
         by = f", {recipe.vary.attribution}" if recipe.vary.attribution else ""
-        lines.append(f"\nNoise and music come from recordings of others: licence {recipe.vary.licence}{by}.")
+        recorded = [kind for kind in ("noise", "music") if getattr(recipe.vary, kind)]
+        lines.append(f"\nRecordings of others, for {' and '.join(recorded)}: licence {recipe.vary.licence}{by}.")
     lines += [
         "\n## Voices\n",
         "| voice | licence | rows | hours | WER kept | dropped in the round trip |",

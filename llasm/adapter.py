@@ -27,15 +27,21 @@ class AdapterConfig:
     """What an adapter is made of; each adapter reads the fields it needs."""
 
     name: str = "aligner"
+    """decoder, aligner, swiglu, mlp, linear or conv."""
     stack: int = 4
-    """Encoder frames joined into one audio token: 4 → 12.5 tokens/s, 8 → 6.25 tokens/s."""
+    """Encoder frames joined into one audio token: 4 → 12.5 tokens/s, 8 → 6.25 tokens/s. `decoder` joins none; it hears
+    at most as many tokens."""
     width: int = 512
     """Inner width of `aligner`, `swiglu`, `mlp` and of `decoder`'s projection."""
     n_layers: int = 4
+    """Transformer layers of `aligner`, and of `decoder` before Whisper's own."""
     n_heads: int = 8
+    """Attention heads of such a layer."""
     dropout: float = 0.1
-    rate: str = "fixed"
-    """`fixed`: every frame is a token. `heard` (aligner, decoder): one token for each LLM token recognised."""
+    """Dropout in such a layer."""
+    rate: str = "auto"
+    """`fixed`: every frame, or `stack` of them, is a token. `heard`: one token for each LLM token recognised. `aligner`
+    has both. `auto`: heard for `decoder`, which has no other, else fixed."""
     language: str = "en"
     """What `decoder` takes the speech for: a code of Whisper's, such as en or zh, or auto: heard in each clip."""
 
@@ -48,17 +54,22 @@ class AdapterConfig:
             raise ValueError(
                 f"adapter width {self.width} must be divisible by n_heads {self.n_heads} and {Aligner.GROUPS}"
             )
-        if self.rate not in ("fixed", "heard"):
-            raise ValueError(f"unknown adapter rate {self.rate!r}: choose fixed or heard")
+        if self.rate not in ("auto", "fixed", "heard"):
+            raise ValueError(f"unknown adapter rate {self.rate!r}: choose auto, fixed or heard")
         if self.rate == "heard" and self.name not in ("aligner", "decoder"):
             raise ValueError(f"rate 'heard' needs the adapter 'aligner' or 'decoder', not {self.name!r}")
-        if self.name == "decoder" and self.rate != "heard":
-            raise ValueError(f"adapter 'decoder' needs the rate 'heard', not {self.rate!r}")
+        if self.name == "decoder" and self.rate == "fixed":
+            raise ValueError("adapter 'decoder' has the rate 'heard' alone, not 'fixed'")
         if self.language not in ("en", "auto"):
             from whisper.tokenizer import LANGUAGES
 
             if self.language not in LANGUAGES:
                 raise ValueError(f"adapter language {self.language!r} is none of Whisper's: choose auto, en, zh, …")
+
+    @property
+    def heard(self) -> bool:
+        """Whether a token stands for what is heard, and not for a stretch of time."""
+        return self.rate == "heard" or (self.rate == "auto" and self.name == "decoder")
 
 
 class AudioTokens(NamedTuple):
@@ -80,8 +91,12 @@ class Adapter(nn.Module):
         super().__init__()
         self.config = config
 
+    def unfreeze(self, stage: str) -> None:
+        """Lets a training stage (`ground`, `align`, `chat`) have what it trains of the adapter: all of it."""
+        self.requires_grad_(True)
+
     def n_tokens(self, n_frames: Any) -> Any:
-        """Tokens that `n_frames` encoder frames become at a fixed rate; int or integer tensor."""
+        """Tokens that `n_frames` encoder frames become at a fixed rate, at most at the rate `heard`; int or tensor."""
         return (n_frames + self.config.stack - 1) // self.config.stack
 
     def forward(self, frames: Tensor, n_frames: Tensor, table: Tensor | None = None) -> AudioTokens:
@@ -215,12 +230,12 @@ class Aligner(Adapter):
         self.out = nn.Linear(width, d_llm)
         self.blank = nn.Linear(width, 1)
         self.log_scale = nn.Parameter(torch.tensor([math.log(12.0)]))  # DeepSpeed sends no scalars
-        if config.rate == "heard":
+        if config.heard:
             self.silence = nn.Parameter(torch.zeros(d_llm))
         self._table_facts: tuple[Tensor, Tensor] | None = None
 
     def forward(self, frames: Tensor, n_frames: Tensor, table: Tensor | None = None) -> AudioTokens:
-        if self.config.rate == "fixed":
+        if not self.config.heard:
             return super().forward(frames, n_frames, table)
         if table is None:
             raise ValueError("rate 'heard' needs the LLM's embedding table")
@@ -316,14 +331,14 @@ class DecoderAdapter(Adapter):
     trained projection: each LLM token of the text becomes its embedding and, added to it, what the projection makes of
     the decoder's last hidden states there, which know more than the text.
 
-    Untrained it is the cascade of the two models: layers and projection start at zero. Behind the frames stands a
-    learned tail: Whisper ends a text by the silence that fills its window of 30 s, which would have to be encoded, and
-    loops where there is none (prefix tuning: Li and Liang, arXiv 2101.00190). Stage `ground` teaches layers and tail,
-    the others the projection. A decoder's transcript in front of an LLM: DeSTA2 (arXiv 2409.20007, section 2).
+    Behind the frames stands a learned tail: Whisper ends a text by the silence that fills its window of 30 s, which
+    would have to be encoded, and loops where there is none (prefix tuning: Li and Liang, arXiv 2101.00190). Layers and
+    projection start at zero, so that with a trained tail alone it is the cascade of the two models. Stage `ground`
+    teaches layers and tail, the others the projection. A decoder's transcript in front of an LLM: DeSTA2 (arXiv
+    2409.20007, section 2).
     """
 
-    N_TAIL = 32
-    HEARING = ("blocks.", "tail")  # what `ground` trains
+    N_TAIL = 32  # frames
 
     def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int) -> None:
         super().__init__(config, d_encoder, d_llm)
@@ -340,7 +355,21 @@ class DecoderAdapter(Adapter):
         self.silence = nn.Parameter(torch.zeros(d_llm))
         self.ear: Ear | None = None  # `LlasmModel.listen`
 
+    def unfreeze(self, stage: str) -> None:
+        """`ground` trains what hears, layers and tail; the later stages what tells the LLM of it."""
+        for name, parameter in self.named_parameters():
+            hears = name.startswith("blocks.") or name == "tail"
+            parameter.requires_grad_(hears == (stage == "ground"))
+
+    def train(self, mode: bool = True) -> DecoderAdapter:
+        """As nn.Module's, but layers that learn nothing hear without dropout."""
+        super().train(mode)
+        if not self.tail.requires_grad:
+            self.blocks.eval()
+        return self
+
     def forward(self, frames: Tensor, n_frames: Tensor, table: Tensor | None = None) -> AudioTokens:
+        """frames [B, T, D] with n_frames [B] of them real, table [V, H] → AudioTokens, one or more for each clip."""
         if table is None:
             raise ValueError("rate 'heard' needs the LLM's embedding table")
         written = self._listen(frames, n_frames)

@@ -75,7 +75,8 @@ def describe_bases(
         raise LlasmError(f"audio_base {audio_base}: is a {audio_config.model_type!r} model; it must be a Whisper model")
     if text_config.model_type == "whisper":
         raise LlasmError(f"text_base {text_base}: is a 'whisper' model; it must be an LLM")
-    processor = build_processor(audio_dir, text_dir, adapter.stack, adapter.rate, chat_template)
+    rate = "heard" if adapter.heard else "fixed"
+    processor = build_processor(audio_dir, text_dir, adapter.stack, rate, chat_template)
     # Otherwise a checkpoint would tell where the bases lay on the machine that trained it.
     audio_config.name_or_path, text_config.name_or_path = audio_base, text_base
     config = LlasmConfig(

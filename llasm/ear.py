@@ -25,6 +25,27 @@ class Written(NamedTuple):
     states: Tensor  # [A, U, D] last hidden states: the one that each token was read off
 
 
+def whisper_tokenizer(n_vocab: int, language: str) -> Any:
+    """openai-whisper's tokenizer of a decoder with so many tokens, for a language or `auto`; LlasmError where it is an
+    English-only one and the language another."""
+    from whisper.tokenizer import get_tokenizer
+
+    multilingual = n_vocab >= MULTILINGUAL_VOCAB
+    if not multilingual and language not in ("en", "auto"):
+        raise LlasmError(f"adapter language is {language!r}, but the Whisper is an English-only one")
+    return get_tokenizer(
+        multilingual,
+        num_languages=n_vocab - 51765 - int(multilingual),
+        language=(None if language == "auto" else language) if multilingual else None,
+        task="transcribe" if multilingual else None,
+    )
+
+
+def as_written(whisper: Any, text: str) -> list[int]:
+    """The tokens of a text behind the prompt, by `whisper_tokenizer`."""
+    return whisper.encode(" " + text.strip()) if text.strip() else []
+
+
 class Ear:
     """A Whisper decoder between two vocabularies: its own, in which it writes, and an LLM's, in which it is read.
 
@@ -34,20 +55,11 @@ class Ear:
     def __init__(self, decoder: Any, tokenizer: Any, language: str) -> None:
         """decoder: a transformers WhisperDecoder; tokenizer: the LLM's; language of the speech: a code of Whisper's, or
         auto."""
-        from whisper.tokenizer import get_tokenizer
-
-        n_vocab = decoder.config.vocab_size
-        multilingual = n_vocab >= MULTILINGUAL_VOCAB
-        if not multilingual and language not in ("en", "auto"):
-            raise LlasmError(f"adapter language is {language!r}, but the Whisper is an English-only one")
         self.decoder, self.tokenizer = decoder, tokenizer
-        self.whisper = get_tokenizer(
-            multilingual,
-            num_languages=n_vocab - 51765 - int(multilingual),
-            language=(None if language == "auto" else language) if multilingual else None,
-            task="transcribe" if multilingual else None,
-        )
-        self._languages = torch.tensor(self.whisper.all_language_tokens if multilingual and language == "auto" else [])
+        n_vocab = decoder.config.vocab_size
+        self.whisper = whisper_tokenizer(n_vocab, language)
+        heard = n_vocab >= MULTILINGUAL_VOCAB and language == "auto"
+        self._languages = torch.tensor(self.whisper.all_language_tokens if heard else [])
         self._prompt = torch.tensor(self.whisper.sot_sequence_including_notimestamps)
         self.end = self.whisper.eot
         # Of sound without words Whisper would write a note or a bracket; no marks of language or time either.
@@ -55,7 +67,7 @@ class Ear:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Whisper's tokens of texts, as it writes them."""
-        return [self.whisper.encode(" " + text.strip()) if text.strip() else [] for text in texts]
+        return [as_written(self.whisper, text) for text in texts]
 
     def logits(self, states: Tensor) -> Tensor:
         """[..., D] → [..., Whisper's vocabulary]."""
@@ -66,12 +78,17 @@ class Ear:
 
         As WhisperDecoder's own forward, but that one would attend to the padding of shorter clips.
         """
-        decoder = self.decoder
-        n, past = tokens.shape[1], cache.get_seq_length() if cache is not None else 0
-        x = decoder.embed_tokens(tokens) + decoder.embed_positions.weight[past : past + n]
-        before = torch.ones(n, past + n, dtype=torch.bool, device=x.device).tril(past)[None, None]
+        from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+
+        decoder, config = self.decoder, self.decoder.config
+        past = cache.get_seq_length() if cache is not None else 0
+        x = decoder.embed_tokens(tokens) + decoder.embed_positions.weight[past : past + tokens.shape[1]]
+        before = create_causal_mask(config=config, inputs_embeds=x, attention_mask=None, past_key_values=cache)
+        heard = create_bidirectional_mask(
+            config=config, inputs_embeds=x, attention_mask=real, encoder_hidden_states=frames
+        )
         for layer in decoder.layers:
-            x = layer(x, before, frames, real[:, None, None, :], cache)
+            x = layer(x, before, frames, heard, cache)
         return decoder.layer_norm(x)
 
     @torch.no_grad()

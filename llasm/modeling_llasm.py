@@ -92,6 +92,14 @@ class LlasmModel(LlasmPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
+    def train(self, mode: bool = True) -> LlasmModel:
+        """As nn.Module's, but Whisper, which no stage trains, hears without dropout."""
+        super().train(mode)
+        self.audio_tower.eval()
+        if isinstance(self.multi_modal_projector, DecoderAdapter):
+            self.audio_decoder.eval()
+        return self
+
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         return self.audio_tower if modality == "audio" else super().get_encoder(modality=modality)
 
@@ -247,7 +255,7 @@ class LlasmForConditionalGeneration(LlasmPreTrainedModel, GenerationMixin):
             with torch.no_grad():
                 tokens = self.get_audio_features(features, mask)
             kwargs["audio_embeds"] = flatten(tokens)
-            if self.config.adapter_config.rate == "heard":
+            if self.config.adapter_config.heard:
                 input_ids = inputs if inputs is not None else kwargs.pop("input_ids")
                 inputs = None
                 kwargs["input_ids"], kwargs["attention_mask"] = self._expand(

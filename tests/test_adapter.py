@@ -31,7 +31,7 @@ def ear():
 
 @pytest.fixture
 def decoder(ear):
-    adapter = make("decoder", rate="heard")
+    adapter = make("decoder")
     adapter.ear = ear
     return adapter
 
@@ -66,13 +66,18 @@ def test_padding_in_a_batch_changes_nothing(name):
         {"rate": "nosuch"},
         {"name": "mlp", "rate": "heard"},
         {"name": "conv", "stack": 3},
-        {"name": "decoder"},
-        {"name": "decoder", "rate": "heard", "language": "nosuch"},
+        {"name": "decoder", "rate": "fixed"},
+        {"name": "decoder", "language": "nosuch"},
     ],
 )
 def test_what_does_not_exist_is_refused(fields):
     with pytest.raises(ValueError, match=r"nosuch|heard|power of two"):
         build_adapter(AdapterConfig(**fields), D, H)
+
+
+def test_the_rate_follows_from_the_adapter():
+    assert [name for name in ADAPTERS if AdapterConfig(name=name).heard] == ["decoder"]
+    assert AdapterConfig(name="aligner", rate="heard").heard
 
 
 @torch.inference_mode()
@@ -109,8 +114,14 @@ def test_logits_of_some_tokens_are_those_of_all():
     torch.testing.assert_close(adapter.token_logits(states, table, ids), adapter.token_logits(states, table)[..., ids])
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @torch.inference_mode()
-def test_the_decoder_is_whispers_own(ear):
+def test_the_decoder_is_whispers_own(ear, attention, monkeypatch):
+    monkeypatch.setattr(ear.decoder.config, "_attn_implementation", attention)
+    short = torch.arange(11) < torch.tensor([[11], [6]])  # of the second clip the rest is padding
+    given, clips = torch.randint(0, 50000, (2, 5)), torch.randn(2, 11, D)
+    alone = ear.states(given[1:], clips[1:, :6], torch.ones(1, 6, dtype=torch.bool))
+    torch.testing.assert_close(ear.states(given, clips, short)[1:], alone)
     tokens, frames = torch.randint(0, 50000, (2, 7)), torch.randn(2, 11, D)
     wanted = ear.decoder(input_ids=tokens, encoder_hidden_states=frames).last_hidden_state
     torch.testing.assert_close(ear.states(tokens, frames, torch.ones(2, 11, dtype=torch.bool)), wanted)
@@ -184,7 +195,22 @@ def test_words_are_taught_up_to_their_end_and_to_what_hears_alone(decoder):
     torch.testing.assert_close(each[1], -silent, atol=1e-4, rtol=1e-4)
     loss.backward()
     for name, parameter in decoder.named_parameters():
-        assert (parameter.grad is not None and bool(parameter.grad.any())) == name.startswith(decoder.HEARING), name
+        assert (parameter.grad is not None and bool(parameter.grad.any())) == name.startswith(("blocks.", "tail")), name
+
+
+def test_what_learns_nothing_hears_without_dropout(ear):
+    adapter = retrained(make("decoder", dropout=0.5))
+    frames, lengths = torch.randn(2, 30, D), torch.tensor([30, 20])
+
+    def twice():
+        return [adapter.sound(frames, lengths)[0] for _ in range(2)]
+
+    adapter.unfreeze("align")
+    adapter.train()
+    assert adapter.training and torch.equal(*twice())
+    adapter.unfreeze("ground")
+    adapter.train()
+    assert not torch.equal(*twice())
 
 
 @torch.inference_mode()
@@ -200,7 +226,7 @@ def test_the_language_is_heard_where_it_is_auto(ear):
 
 def test_what_does_not_go_with_this_whisper_is_named(ear):
     with pytest.raises(LlasmError, match="n_heads 5 must divide the encoder's width 24"):
-        build_adapter(AdapterConfig(name="decoder", rate="heard", n_heads=5), D, H)
+        build_adapter(AdapterConfig(name="decoder", n_heads=5), D, H)
     english = type("Decoder", (), {"config": WhisperConfig(vocab_size=51864)})
     with pytest.raises(LlasmError, match="'zh', but the Whisper is an English-only one"):
         Ear(english, ear.tokenizer, "zh")

@@ -157,7 +157,7 @@ def test_whose_noise_it_is_stands_in_the_card(tmp_path):
     assert rights["no speech: noise"] == ("CC-BY-3.0", "Hum & Sons")
     assert rights["no speech: music"] == ("generated", "")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "Noise and music come from recordings of others: licence CC-BY-3.0, Hum & Sons." in card
+    assert "Recordings of others, for noise: licence CC-BY-3.0, Hum & Sons." in card
 
 
 def said(row):

@@ -23,8 +23,9 @@ from llasm.configuration_llasm import LlasmConfig
 from llasm.errors import LlasmError
 from llasm.options import recipe_names, recipe_path
 from llasm.train import preflight as module
+from llasm.train import size
 from llasm.train.data import read_samples
-from llasm.train.preflight import check_memory, preflight
+from llasm.train.preflight import preflight
 from llasm.train.recipe import Lora, Recipe, load_recipe
 from llasm.train.run import train
 
@@ -219,8 +220,27 @@ def test_a_row_longer_than_the_context(bases, tmp_path, spoken):
         planned(spoken, tmp_path / "out", **bases | {"text_base": str(short)})
 
 
+def test_a_transcript_that_whispers_decoder_has_no_room_for(bases, spoken, tmp_path):
+    def wordy(row):
+        texts = [" ".join(["word"] * 500) if row["id"] == "in-3" else text for text in row["meta"]["texts"]]
+        return {**row, "meta": {**row["meta"], "texts": texts}}
+
+    fields = bases | {"adapter": AdapterConfig(name="decoder", width=32, n_layers=1, n_heads=2)}
+    data = rewritten(spoken, tmp_path / "wordy", wordy)
+    with pytest.raises(LlasmError, match=r"row 'in-3': a transcript of 500 tokens, and Whisper's decoder has room for"):
+        planned(data, tmp_path / "out", stage="ground", **fields)
+    assert planned(spoken, tmp_path / "out", stage="ground", **fields).memory_bytes["activations"] > 0
+
+
+@pytest.mark.parametrize("stage", ["align", "chat"])
+def test_an_untrained_decoder_is_nothing_to_go_on_with(bases, spoken, tmp_path, stage):
+    decoder = AdapterConfig(name="decoder", width=32, n_layers=1, n_heads=2)
+    with pytest.raises(LlasmError, match=f"stage {stage} leaves what the adapter 'decoder' hears .* give init a"):
+        planned(spoken, tmp_path / "out", stage=stage, **bases | {"adapter": decoder})
+
+
 def test_a_disk_without_room(bases, tmp_path, spoken, monkeypatch):
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(size.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(LlasmError, match=r"the encoder's frames take about .* choose another --cache"):
         planned(spoken, tmp_path / "out", **bases)
 
@@ -228,13 +248,13 @@ def test_a_disk_without_room(bases, tmp_path, spoken, monkeypatch):
 def test_memory_that_is_not_there(bases, tmp_path, spoken, monkeypatch, capsys):
     made = recipe(spoken, tmp_path / "out", batch_size=2, **bases)
     plan = preflight(made, read_samples(made.data))
-    monkeypatch.setattr(module, "_free_memory", lambda n: plan.memory_bytes["frozen weights"] * 2)
-    check_memory(made, plan)
+    monkeypatch.setattr(size, "_free_memory", lambda n: plan.memory_bytes["frozen weights"] * 2)
+    size.check_memory(made, plan.memory_bytes)
     assert re.search(r"warning: about .* GB are free; try --accumulation 2, --activation_checkpointing, --quanti",
                      capsys.readouterr().out)  # fmt: skip
-    monkeypatch.setattr(module, "_free_memory", lambda n: 1.0)
+    monkeypatch.setattr(size, "_free_memory", lambda n: 1.0)
     with pytest.raises(LlasmError, match="memory: about"):
-        check_memory(made, plan)
+        size.check_memory(made, plan.memory_bytes)
 
 
 def test_a_merged_model_is_nothing_to_start_from(spoken, tmp_path):
@@ -284,12 +304,12 @@ def test_bases_that_are_of_the_other_kind(bases, spoken, tmp_path):
 
 def test_cache_and_snapshots_share_a_disk(bases, tmp_path, spoken, monkeypatch):
     roomy = shutil._ntuple_diskusage(10**12, 0, 10**12)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: roomy)
+    monkeypatch.setattr(size.shutil, "disk_usage", lambda path: roomy)
     plan = planned(spoken, tmp_path / "out", **bases)
     snapshots = 36 * sum(trained for _, trained in plan.parameters.values())
     frames = (plan.hours * 3600 + sum(len(s.keys) for s in plan.samples)) * 50 * 32 * 2  # 50 a second, 32 wide, bf16
     enough_for_one = shutil._ntuple_diskusage(10**12, 0, int(max(snapshots, frames) * 1.001))
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: enough_for_one)
+    monkeypatch.setattr(size.shutil, "disk_usage", lambda path: enough_for_one)
     with pytest.raises(LlasmError, match=r"snapshots take about .* GB are free beside .* for the encoder's frames"):
         planned(spoken, tmp_path / "out", **bases)
 
@@ -299,7 +319,7 @@ def test_frames_that_the_cache_holds_need_no_room(bases, tmp_path, spoken, monke
     train(ground)
     snapshots = 36 * sum(trained for _, trained in planned(spoken, tmp_path / "out", **bases).parameters.values())
     free = shutil._ntuple_diskusage(10**12, 0, int(snapshots * 1.001))
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: free)
+    monkeypatch.setattr(size.shutil, "disk_usage", lambda path: free)
     assert planned(spoken, tmp_path / "out", **bases)
     with pytest.raises(LlasmError, match=r"snapshots take about .* beside .* for the encoder's frames"):
         planned(spoken, tmp_path / "out", cache=str(tmp_path / "another"), **bases)
@@ -378,7 +398,7 @@ def test_shipped_recipes_are_built_and_fit_what_their_headers_say(name):
         adapter=dataclasses.asdict(first.adapter),
     )
     model = checkpoint.outline(config)
-    parameters = module._parameters(found, model, found.lora if found.stage == "chat" else None)
+    parameters = size.parameters_of(found, model, found.lora if found.stage == "chat" else None)
     encoder, decoder, llm = next(sizes for start, sizes in PARAMETERS.items() if name.startswith(start))
     assert parameters["encoder"][0] == pytest.approx(encoder, rel=0.01)
     assert parameters["decoder"][0] == pytest.approx(decoder, rel=0.01)
@@ -387,7 +407,7 @@ def test_shipped_recipes_are_built_and_fit_what_their_headers_say(name):
     header = recipe_path("train", name).read_text()
     gigabytes = float(re.search(r"#   memory:\s+(\d+) GB", header)[1])
     n_processes = int(found_n[1]) if (found_n := re.search(r"--nproc_per_node (\d+)", header)) else 1
-    longest = 512 if llm > 1e9 else 128
-    needed = sum(module._memory(found, config, parameters, longest, n_processes).values()) / 1e9
+    longest = 40 if found.stage == "ground" else 512 if llm > 1e9 else 128  # of 10 s
+    needed = sum(size.memory_of(found, config, parameters, longest, n_processes).values()) / 1e9
     assert 0.6 * gigabytes < needed <= gigabytes, needed
     assert found.template_text is None or "[INST]" in found.template_text

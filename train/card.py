@@ -65,7 +65,8 @@ def _card(recipe: Recipe, output: Path, bases: dict[str, Any], plan: Plan, figur
     )
     chat = recipe.stage == "chat"
     repeated = f", {plan.recordings} without an answer, so they are repeated" if plan.recordings else ""
-    start = f"Started from `{recipe.init}`." if recipe.init else "The adapter started untrained."
+    named = f"Started from `{recipe.init}`, whose card names its data."
+    start = named if recipe.init else "The adapter started untrained."
     return f"""# {output.name}
 
 A speech-language model in the manner of [LLaSM](https://arxiv.org/abs/2308.15930): an adapter between
@@ -86,8 +87,8 @@ Stage `{recipe.stage}` ({losses}), {recipe.n_steps} steps of {recipe.batch_size}
 
 ## Data
 
-| data set | rows | licences |
-|---|---|---|
+| data set | rows | licence | attribution |
+|---|---|---|---|
 {_data_table(plan.samples)}
 
 ## Held-out figures
@@ -110,11 +111,10 @@ def _base(base: dict[str, Any]) -> str:
 
 
 def _data_table(samples: list[Sample]) -> str:
-    rows = Counter(Path(sample.origin).name for sample in samples)
-    licences: dict[str, set[str]] = {}
-    for sample in samples:
-        licences.setdefault(Path(sample.origin).name, set()).add(sample.licence or "not stated")
-    return "\n".join(f"| {name} | {n} | {', '.join(sorted(licences[name]))} |" for name, n in rows.items())
+    rows = Counter(
+        (Path(sample.origin).name, sample.licence or "not stated", sample.attribution or "–") for sample in samples
+    )
+    return "\n".join(f"| {name} | {n} | {licence} | {credit} |" for (name, licence, credit), n in sorted(rows.items()))
 
 
 def _inline(text: str) -> str:

@@ -41,11 +41,12 @@ class Sample:
     messages: list[dict[str, Any]]
     texts: list[str]  # what each audio says
     keys: list[str]  # one for each audio
-    truncated: bool  # the answer was cut off: its end is no end of turn
+    truncated: bool  # an answer was cut off: no end in it is taught as an end of turn
     silent: bool  # nobody speaks: "" in `texts` then means no words, and else that nobody wrote them down
     clip_seconds: list[float]  # of each audio
     origin: str = ""  # the data set's folder
     licence: str = ""
+    attribution: str = ""
     repeats: bool = False  # the answer is what the audio says (`spoken.as_repetition`)
 
     @property
@@ -156,6 +157,7 @@ def _sample(folder: str, where: str, row: Row) -> Sample:
         clip_seconds=[_seconds(clip["bytes"], f"{where}: row {row['id']!r}") for clip in row["audios"]],
         origin=folder,
         licence=meta.get("licence") or "",
+        attribution=meta.get("attribution") or "",
     )
 
 

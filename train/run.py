@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -33,8 +33,9 @@ from .conversation import Rendered, Renderer, stop_ids_of
 from .data import Sample, Samples, encode_missing, open_cache, read_samples
 from .ground import GroundCollator, GroundModel, unseen_words
 from .guard import guard_texts
-from .preflight import Plan, bases_of, check_memory, lora_config, preflight, unfreeze
+from .preflight import Plan, bases_of, preflight
 from .recipe import Recipe
+from .size import check_memory, lora_config
 from .spoken import GUARD_SHARE, SpokenCollator, SpokenModel
 from .trainer import StageTrainer, gathered, last_snapshot, stopped_outside_the_steps
 
@@ -70,7 +71,7 @@ def train(recipe: Recipe) -> Path | None:
         plan = preflight(recipe, read_samples(recipe.data), n_processes)
         if rank == 0:
             plan.show(recipe)
-            check_memory(recipe, plan, n_processes)
+            check_memory(recipe, plan.memory_bytes, n_processes)
         if recipe.dry_run:
             return None
         if rank == 0:
@@ -125,7 +126,8 @@ def _run(recipe: Recipe, output: Path, plan: Plan, snapshot: str | None, rank: i
     with gathered(parameter for parameter in stage.parameters() if parameter.requires_grad):
         if rank == 0:
             checkpoint.save(peft or model, processor, output)
-            write_results(recipe, output, model.config.bases, plan, figures, trainer.state.log_history)
+            trained = replace(recipe, adapter=model.config.adapter_config)  # of a run from `init`, the checkpoint's
+            write_results(trained, output, model.config.bases, plan, figures, trainer.state.log_history)
             for folder in (output / SNAPSHOTS).glob("checkpoint-*"):  # the run is over
                 shutil.rmtree(folder)
 
@@ -189,7 +191,7 @@ def _start(recipe: Recipe) -> tuple[Any, Any, Any]:
         peft = peft or get_peft_model(model, lora_config(recipe.lora))
         for name, parameter in peft.named_parameters():
             parameter.requires_grad_("lora_" in name)
-    unfreeze(model.model.multi_modal_projector, recipe.stage)
+    model.model.multi_modal_projector.unfreeze(recipe.stage)
     llm = model.model.language_model
     if recipe.activation_checkpointing and recipe.stage != "ground":
         llm.activation_checkpointing_enable({"use_reentrant": False})

@@ -97,8 +97,8 @@ class SpokenCollator:
             frames += [self.cache.get(key).float() for key in sample.keys]
             ids = self.tokenizer(sample.texts, add_special_tokens=False)["input_ids"] if sample.texts else []
             known = [bool(text) or sample.silent for text in sample.texts]
-            pairs = zip(ids, known, strict=True)
-            batch["targets"] += [torch.tensor(i, dtype=torch.long) if known else None for i, known in pairs]
+            targets = zip(ids, known, strict=True)
+            batch["targets"] += [torch.tensor(i, dtype=torch.long) if learns else None for i, learns in targets]
             batch["taught"].append(not sample.silent and not (sample.repeats and self.repeats_by_ce))
         # Under ZeRO-3 all processes gather the same layers, so a part of the loss that one batch has nothing for is
         # computed all the same, on a stand-in that weighs nothing.
@@ -187,7 +187,7 @@ class SpokenModel(nn.Module):
         frames = frames.to(next(adapter.parameters()).dtype)  # DeepSpeed trains in bfloat16
         words = {i: target for i, target in enumerate(targets) if target is not None}
         said = list(words)
-        if isinstance(adapter, Aligner) and (self.weights["ctc"] or adapter.config.rate == "heard"):
+        if isinstance(adapter, Aligner) and (self.weights["ctc"] or adapter.config.heard):
             states, blank = adapter.states(frames, n_frames)
             steps = adapter.n_tokens(n_frames)
             if self.weights["ctc"] and said:
@@ -195,7 +195,7 @@ class SpokenModel(nn.Module):
                     adapter, states[said], blank[said], steps[said], list(words.values()), self.table,
                     self.n_negatives,
                 )  # fmt: skip
-            if adapter.config.rate == "heard":
+            if adapter.config.heard:
                 tokens = adapter.collapse(states, blank, steps, self.table)
             else:
                 tokens = adapter(frames, n_frames, self.table)

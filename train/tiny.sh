@@ -36,7 +36,7 @@ import time
 import torch
 from llasm.adapter import AdapterConfig, DecoderAdapter
 
-adapter = DecoderAdapter(AdapterConfig(name="decoder", rate="heard", n_layers=1, dropout=0.0), 512, 576)
+adapter = DecoderAdapter(AdapterConfig(name="decoder", n_layers=1, dropout=0.0), 512, 576)
 frames, n_frames = torch.randn(32, 175, 512), torch.full((32,), 175)
 
 def step():

@@ -78,7 +78,7 @@ asked tiny_align swiglu --data "[\"$tiny/data/tiny/align\"]" --init null --adapt
 # Stage chat: with LoRA, and as long without.
 chat=(--data "[\"$tiny/data/tiny/chat\"]" --init runs/align --repeat_share 0.25 --n_steps 30 --eval_steps 30)
 asked tiny_default_chat lora "${chat[@]}"
-asked tiny_align no_lora "${chat[@]}" --learning_rate 5e-5 --warmup_steps 10
+asked tiny_align no_lora "${chat[@]}" --learning_rate 2e-4 --warmup_steps 10
 
 heard=()
 for name in all half quarter one_voice clean tail_alone two_layers aligner; do
