@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from facts import STYLE, questions, rows
+from perplexity import surprise
 
 import llasm
 from llasm import audio
@@ -22,18 +21,7 @@ TYPED = [json.loads(line) for line in (Path(__file__).parent / "data/typed.jsonl
 
 def perplexity(model):
     """Of the assistant's words in 60 typed exchanges, 1,054 tokens."""
-    total, n = 0.0, 0
-    for row in TYPED:
-        turns = [{"role": "user", "content": row["asked"]}]
-        prompt = model.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        start, ids = (
-            model.processor.tokenizer(t, return_tensors="pt")["input_ids"] for t in (prompt, prompt + row["answer"])
-        )
-        with torch.inference_mode():
-            logits = model.model(input_ids=ids).logits[0, start.shape[1] - 1 : -1]
-        targets = ids[0, start.shape[1] :]
-        total += float(F.cross_entropy(logits, targets, reduction="sum"))
-        n += len(targets)
+    total, n = np.sum([surprise(model, row["asked"], row["answer"]) for row in TYPED], axis=0)
     return float(np.exp(total / n))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import re
 import shutil
 import subprocess
 import sys
@@ -112,6 +113,14 @@ def test_imports_are_resolved() -> None:
     assert names("from .x import f", "llasm.train.__init__") == ["llasm.train.x.f"]
     assert names("importlib.import_module('llasm.serve')", "llasm.chat") == ["llasm.serve"]
     assert [room_of(name) for name in ("llasm.train.x", "llasm.chat", "torch")] == ["train", None, None]
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "train").glob("*.sh")), ids=lambda path: path.name)
+def test_scripts_are_sound_and_name_recipes_that_exist(script: Path) -> None:
+    subprocess.run(["bash", "-n", script], check=True)
+    used = re.findall(r'llasm" (train|data build) (\w+)', script.read_text(encoding="utf-8"))
+    rooms = {"train": ROOT / "train", "data build": ROOT / "data_gen"}
+    assert used and all((rooms[verb] / "recipes" / f"{name}.yaml").is_file() for verb, name in used)
 
 
 def test_recipes_parse() -> None:
