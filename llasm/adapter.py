@@ -235,35 +235,27 @@ class Aligner(Adapter):
         self._table_facts: tuple[Tensor, Tensor] | None = None
 
     def forward(self, frames: Tensor, n_frames: Tensor, table: Tensor | None = None) -> AudioTokens:
-        if not self.config.heard:
-            return super().forward(frames, n_frames, table)
-        if table is None:
-            raise ValueError("rate 'heard' needs the LLM's embedding table")
-        return self.heard(frames, n_frames, table)
-
-    def project(self, frames: Tensor, n_frames: Tensor) -> Tensor:
-        return self.states(frames, n_frames)[0]
+        """frames [B, T, D] with n_frames [B] of them real → AudioTokens; table [V, H], which the rate `heard` needs."""
+        return self.tokens(*self.states(frames, n_frames), self.n_tokens(n_frames), table)
 
     def states(self, frames: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor]:
         """frames [B, T, D] → states [B, N, H] and the blank's logits [B, N]."""
-        return self.read(self.layers(frames, n_frames)[-1])
-
-    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What a block gave, [B, N, width] → states [B, N, H] and the blank's logits [B, N]."""
-        x = self.norm(x)
-        return self.out(x), self.blank(x)[..., 0]
-
-    def layers(self, frames: Tensor, n_frames: Tensor) -> list[Tensor]:
-        """frames [B, T, D] → what each block gives, [B, N, width]."""
         x = self.inp(self.stacked(frames * length_mask(n_frames, frames.shape[1])[..., None]))
         mask = length_mask(self.n_tokens(n_frames), x.shape[1])
         x = x * mask[..., None]
         x = x + F.gelu(self.position(x.transpose(1, 2))).transpose(1, 2)
-        outputs = []
         for block in self.blocks:
             x = block(x, mask)
-            outputs.append(x)
-        return outputs
+        x = self.norm(x)
+        return self.out(x), self.blank(x)[..., 0]
+
+    def tokens(self, states: Tensor, blank: Tensor, counts: Tensor, table: Tensor | None) -> AudioTokens:
+        """states [B, N, H] and blank [B, N], counts [B] of them real → what the LLM receives at the adapter's rate."""
+        if not self.config.heard:
+            return AudioTokens(states * length_mask(counts, states.shape[1])[..., None], counts)
+        if table is None:
+            raise ValueError("rate 'heard' needs the LLM's embedding table")
+        return self.collapse(states, blank, counts, table)
 
     def token_logits(self, states: Tensor, table: Tensor, ids: Tensor | None = None) -> Tensor:
         """states [..., H] → [..., V] logits, or [..., len(ids)] of those tokens only."""
@@ -287,13 +279,9 @@ class Aligner(Adapter):
             self._table_facts = (mean, 1.0 / norms.clamp(min=1e-6))
         return self._table_facts
 
-    def heard(self, frames: Tensor, n_frames: Tensor, table: Tensor) -> AudioTokens:
-        """One embedding a token: the expected embedding of the top tokens, averaged over a token's frames."""
-        states, blank = self.states(frames, n_frames)
-        return self.collapse(states, blank, self.n_tokens(n_frames), table)
-
     def collapse(self, states: Tensor, blank: Tensor, counts: Tensor, table: Tensor) -> AudioTokens:
-        """states [B, N, H], blank logits [B, N], counts [B] of them real → the tokens heard."""
+        """states [B, N, H], blank logits [B, N], counts [B] of them real → the tokens heard, of each the expected
+        embedding of the likeliest, averaged over its frames."""
         real = length_mask(counts, states.shape[1])
         top, ids = self.token_logits(states, table).topk(min(self.TOP_K, table.shape[0]), dim=-1)  # [B, N, K]
         emitted = (top[..., 0] > blank) & real

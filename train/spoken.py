@@ -187,7 +187,7 @@ class SpokenModel(nn.Module):
         frames = frames.to(next(adapter.parameters()).dtype)  # DeepSpeed trains in bfloat16
         words = {i: target for i, target in enumerate(targets) if target is not None}
         said = list(words)
-        if isinstance(adapter, Aligner) and (self.weights["ctc"] or adapter.config.heard):
+        if isinstance(adapter, Aligner):
             states, blank = adapter.states(frames, n_frames)
             steps = adapter.n_tokens(n_frames)
             if self.weights["ctc"] and said:
@@ -195,10 +195,7 @@ class SpokenModel(nn.Module):
                     adapter, states[said], blank[said], steps[said], list(words.values()), self.table,
                     self.n_negatives,
                 )  # fmt: skip
-            if adapter.config.heard:
-                tokens = adapter.collapse(states, blank, steps, self.table)
-            else:
-                tokens = adapter(frames, n_frames, self.table)
+            tokens = adapter.tokens(states, blank, steps, self.table)
         else:
             tokens = adapter(frames, n_frames, self.table)
         return flatten(tokens), tokens.counts.tolist()
