@@ -30,7 +30,7 @@ except LlasmError as error:
 PY
 mkdir -p "$out" && cd "$out"
 
-# What the steps took on 2 cores without AMX, scaled to this machine by the time of a step of the layer before the decoder.
+# What the steps took on 2 cores without AMX, scaled to this machine by the time of a step of a Transformer layer.
 "$bin/python" - <<'PY'
 import time
 import torch
@@ -49,7 +49,7 @@ started = time.perf_counter()
 for _ in range(8):
     step()
 factor = (time.perf_counter() - started) / 8 / 0.42
-steps = {"speak and answer": 30, "encode": 22, "ground": 20, "align": 6, "chat": 50, "evals": 45}
+steps = {"speak and answer": 30, "encode": 22, "ground": 7, "align": 6, "chat": 50, "evals": 45}
 for name, minutes in steps.items():
     print(f"{name:16} about {minutes * factor:5.0f} min")
 print(f"{'all':16} about {sum(steps.values()) * factor / 60:5.1f} h; 12 GB of disk", flush=True)

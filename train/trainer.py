@@ -22,6 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from llasm.adapter import DecoderAdapter
+
 from .data import LengthGroupedOrder
 from .recipe import Recipe
 
@@ -102,18 +104,20 @@ class StageTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """Adapter and LoRA each with a learning rate of their own; no decay for norms, biases and scales."""
+        """Adapter, its tail and LoRA each with a learning rate of their own; no decay for norms, biases and scales."""
         if self.optimizer is None:
             cls, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            rates = {True: self.recipe.lora_learning_rate, False: settings.pop("lr")}
-            groups: dict[tuple[bool, bool], list[Any]] = {}
+            rate = settings.pop("lr")
+            rates = {"lora": self.recipe.lora_learning_rate, "tail": DecoderAdapter.TAIL_RATE * rate, "adapter": rate}
+            groups: dict[tuple[str, bool], list[Any]] = {}
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
-                    groups.setdefault(("lora_" in name, parameter.ndim > 1), []).append(parameter)
+                    part = "lora" if "lora_" in name else "tail" if name.endswith(".tail") else "adapter"
+                    groups.setdefault((part, parameter.ndim > 1), []).append(parameter)
             self.optimizer = cls(
                 [
-                    {"params": found, "lr": rates[lora], "weight_decay": self.args.weight_decay * decays}
-                    for (lora, decays), found in groups.items()
+                    {"params": found, "lr": rates[part], "weight_decay": self.args.weight_decay * decays}
+                    for (part, decays), found in groups.items()
                 ],
                 **settings,
             )
