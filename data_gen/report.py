@@ -174,9 +174,8 @@ def data_card(made: Statistics, recipe: Recipe, n_shards: int, voice_licences: d
     for name, part in sorted(made.by_source.items()):
         licence, credit = made.rights(name)
         lines.append(f"| {name} | {part.rows} | {part.seconds / 3600:.2f} | {licence} | {credit} |")
-    if recipe.vary.noise or recipe.vary.music:
+    if recorded := [kind for kind in ("noise", "music") if getattr(recipe.vary, kind)]:
         by = f", {recipe.vary.attribution}" if recipe.vary.attribution else ""
-        recorded = [kind for kind in ("noise", "music") if getattr(recipe.vary, kind)]
         lines.append(f"\nRecordings of others, for {' and '.join(recorded)}: licence {recipe.vary.licence}{by}.")
     lines += [
         "\n## Voices\n",

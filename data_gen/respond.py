@@ -42,8 +42,6 @@ FOLLOW_UPS = {
         "你确定吗？",
     ),
 }
-
-
 MAX_TURNS = 4
 
 

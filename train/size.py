@@ -89,7 +89,9 @@ def memory_of(
         optimiser /= n_processes
     if recipe.zero == 3:  # the frozen weights as well, but only once each process has loaded them whole
         kept /= n_processes
+    adapter, hearing = config.adapter_config, config.audio_config
     rows = recipe.batch_size // (n_processes * recipe.accumulation)
+    n_frames = rows * audio.CHUNK_SECONDS * 50 / 3  # clips of 10 s
     n_tokens = rows * min(longest, text.max_position_embeddings)
     memory = {"frozen weights": frozen, "trained weights": kept, "gradients and optimiser": optimiser}
     if recipe.stage != "ground":
@@ -102,19 +104,16 @@ def memory_of(
         runs = 1 + GUARD_SHARE * bool(recipe.loss_weights["guard"])
         logits = min(n_tokens, LOGIT_ROWS) * text.vocab_size * 4 * 4  # student, teacher, both softened
         memory["activations"] = runs * whole + logits
-    elif config.adapter_config.name == "decoder":
-        adapter, whisper = config.adapter_config, config.audio_config
-        n_frames = rows * audio.CHUNK_SECONDS * 50 / 3  # clips of 10 s
-        deep = 60 * whisper.d_model * whisper.decoder_layers * base / 2  # bytes a token, as a layer of the LLM above
-        both = 2 * whisper.d_model * whisper.decoder_layers * base  # keys and values that a frame has in the decoder
-        logits = 3 * 4 * whisper.vocab_size  # in float32, softened, and their gradient
-        hearing = n_frames * (adapter.n_layers * 34 * whisper.d_model * base / 2 + both)
-        memory["activations"] = hearing + rows * longest * (deep + logits)
+    elif adapter.name == "decoder":
+        deep = 60 * hearing.d_model * hearing.decoder_layers * base / 2  # bytes a token, as a layer of the LLM above
+        both = 2 * hearing.d_model * hearing.decoder_layers * base  # keys and values that a frame has in the decoder
+        logits = 3 * 4 * hearing.vocab_size  # in float32, softened, and their gradient
+        frame = adapter.n_layers * 34 * hearing.d_model * base / 2 + both
+        memory["activations"] = n_frames * frame + rows * longest * (deep + logits)
     else:
-        adapter = config.adapter_config
-        n_frames = rows * audio.CHUNK_SECONDS * 50 / adapter.stack / 3
         sampled = (recipe.n_negatives + 40 * rows) * 4 * 3
-        memory["activations"] = n_frames * (adapter.n_layers * 34 * adapter.width * base / 2 + sampled)
+        token = adapter.n_layers * 34 * adapter.width * base / 2 + sampled
+        memory["activations"] = n_frames / adapter.stack * token
     memory["runtime"] = RUNTIME_BYTES
     return memory
 
