@@ -16,6 +16,7 @@ from .items import Item
 
 KINDS = ("speech", "text", "cascade")
 BASE = "base"  # the text, to the LLM as it was before any training: task `typed` compares with it
+TRANSCRIPT = "transcript"  # what a cascade's recogniser wrote down: task `transcription` compares with it
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Condition:
 
     @property
     def hears(self) -> bool:
-        return self.kind in ("speech", "cascade")
+        return self.kind in ("speech", "cascade", TRANSCRIPT)
 
     @classmethod
     def parse(cls, text: str) -> Condition:

@@ -14,7 +14,7 @@ from llasm.errors import LlasmError
 from llasm.files import write_whole
 from llasm.pages import figure, page, player, table
 
-from .conditions import Condition, heard
+from .conditions import TRANSCRIPT, Condition, heard
 from .items import Item, digest
 from .results import Row, Run, load
 
@@ -90,6 +90,8 @@ def _scores_table(task: str, scores: Row) -> Table:
             "Right: the answer holds any of the right ones word for word, in any case, and does not deny it; so "
             "“It may be June.” counts for May. exact: it is one and nothing else."
         )
+    elif any(Condition.parse(name).kind == TRANSCRIPT for name in conditions):
+        note = "transcript: what the recogniser wrote down, as it is; cascade: what the LLM makes of it."
     elif metric.startswith("judge") and not judged:
         note = "Free answers: without a judge (--judge_url) only refusals and empty answers are counted."
     return task, note, heads, rows

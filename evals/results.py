@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,14 @@ from llasm.errors import LlasmError
 from llasm.files import jsonl, read_log, write_whole
 
 from . import statistics
-from .conditions import BASE, Condition, conditions_of
+from .conditions import BASE, TRANSCRIPT, Condition, conditions_of
 from .items import Item, digest, from_row
 from .judge import Judge
 from .scoring import verdict
 
 Row = dict[str, Any]
 # The differences that are reported, as (first, second).
-GAPS = (("speech", "text"), ("speech", "cascade"), ("cascade", "text"))
+GAPS = (("speech", "text"), ("speech", "cascade"), ("speech", TRANSCRIPT), ("cascade", "text"))
 METRICS = {
     "qa": "accuracy",
     "choice": "accuracy",
@@ -85,6 +85,8 @@ def load(out: Path) -> Run:
             file = out / "predictions" / f"{task}.{condition}.jsonl"
             if file.exists():
                 predictions[task, condition] = list(read_log(file))
+        if items[task][0].kind == "transcription":
+            predictions |= _transcripts(task, predictions)
     if not predictions:
         raise LlasmError(f"{out}: holds no predictions; finish the run with llasm eval … --resume")
 
@@ -94,6 +96,17 @@ def load(out: Path) -> Run:
     scores = _json(out / "scores.json") if (out / "scores.json").exists() else {}
     by_id = {task: {item.id: item for item in found} for task, found in items.items()}
     return Run(out, facts, by_id, predictions, rows("verdicts.jsonl"), scores, rows("timings.jsonl"))
+
+
+def _transcripts(task: str, predictions: dict[tuple[str, str], list[Row]]) -> dict[tuple[str, str], list[Row]]:
+    """The recogniser's own words of each cascade, as if they were answers."""
+    found = {}
+    for (of, name), rows in predictions.items():
+        condition = Condition.parse(name)
+        if of == task and condition.kind == "cascade":
+            own = [row | {"text": row["heard"]} if "heard" in row else row for row in rows]
+            found[task, str(replace(condition, kind=TRANSCRIPT))] = own
+    return found
 
 
 def facts_of(out: Path) -> Row:

@@ -82,6 +82,20 @@ def test_repeating_is_scored_in_errors_a_word(tmp_path, monkeypatch):
     assert found["conditions"]["speech"]["score"][0] == pytest.approx(2 / 8)  # "or so" of 8 words
 
 
+def test_repeating_is_compared_with_the_recognisers_own_words(tmp_path, monkeypatch):
+    data = questions(tmp_path / "data", 4)
+    use(monkeypatch, lambda index, typed: f"question {index}" if index else "question zero or so")
+    misheard = type("Recogniser", (), {"transcribe": lambda self, waves, language: ["a question"] * len(waves)})
+    monkeypatch.setattr(predict, "recogniser", lambda name: misheard())
+    out = evaluated(data, tmp_path / "out", task="transcription", conditions="speech,cascade", snr="10")
+    found = scores_of(out, "transcription")
+    assert found["conditions"]["transcript"]["score"][0] == 1  # a word too many and one missing, of two each
+    assert {"transcript", "transcript@snr10"} <= set(found["conditions"])
+    assert found["gaps"]["speech - transcript"]["ratio"][0] == pytest.approx(2 / 8)
+    assert "speech@snr10 - transcript@snr10" in found["gaps"]
+    assert "transcript: what the recogniser wrote down" in (out / "report.md").read_text()
+
+
 def test_the_gap_is_paired_and_the_report_shows_it_with_latencies_and_sound(tmp_path, monkeypatch):
     data = questions(tmp_path / "data", 40)
     use(monkeypatch, lambda index, typed: "no" if index is not None and index % 4 == 0 else gold(index, typed))

@@ -34,15 +34,13 @@ mkdir -p "$out" && cd "$out"
 "$bin/python" - <<'PY'
 import time
 import torch
-from llasm.adapter import AdapterConfig, DecoderAdapter
 
-adapter = DecoderAdapter(AdapterConfig(name="decoder", n_layers=1, dropout=0.0), 512, 576)
-frames, n_frames = torch.randn(32, 175, 512), torch.full((32,), 175)
+layer, frames = torch.nn.TransformerEncoderLayer(512, 8, 2048, dropout=0.0, batch_first=True), torch.randn(32, 175, 512)
 
 def step():
     with torch.autocast("cpu", torch.bfloat16):
-        sound, _ = adapter.sound(frames, n_frames)
-    sound.float().square().mean().backward()
+        states = layer(frames)
+    states.float().square().mean().backward()
 
 step()
 started = time.perf_counter()
@@ -78,7 +76,10 @@ ask() {
 noisy=(--snr 10 --noise "$data/noise/noise_misc")
 ask devtest --task webquestions --data "$data/text/qa/webquestions_devtest.jsonl" "${noisy[@]}"
 ask trivia --task custom --data data/tiny/prompts/trivia.jsonl "${noisy[@]}" --latency_items 0
-ask repeat --task transcription --data data/tiny/prompts/speech_heldout.jsonl --conditions speech,cascade --latency_items 0
+for source in speechocean762_adult_train kathleen_cc0; do
+    grep "\"source\": \"$source\"" data/tiny/prompts/speech_heldout.jsonl > "evals/$source.jsonl"
+    ask "repeat_$source" --task transcription --data "evals/$source.jsonl" --conditions speech,cascade --latency_items 0
+done
 ask follow_up --task follow_up --latency_items 0
 ask other --task no_speech,typed --latency_items 0
 measure() {  # NAME COMMAND
