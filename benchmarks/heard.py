@@ -2,7 +2,8 @@
 
     python benchmarks/heard.py llasm-tiny runs/mine --data dev.jsonl --voice piper [--snr 10 --noise DIR] [--asr NAME]
 
-DATA: questions as `llasm eval --task custom` reads them. The reading is greedy, its words compared behind Whisper's
+DATA: recordings with their words, or questions for the voice to speak, as `llasm eval --task transcription` reads them.
+The reading is greedy, its words compared behind Whisper's
 normaliser; intervals are bootstrapped over the questions. Models that stand on one encoder share its frames. With
 --asr that recogniser has a row too.
 """
@@ -24,7 +25,7 @@ from llasm.adapter import Aligner, DecoderAdapter
 from llasm.errors import LlasmError
 from llasm.evals.conditions import Condition, Variation, heard
 from llasm.evals.items import Item
-from llasm.evals.own_sets import Custom
+from llasm.evals.own_sets import Transcription
 from llasm.evals.report import markdown_table, number
 from llasm.evals.statistics import ratio_interval
 from llasm.evals.voiced import voiced
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--noise", help="folder of noise recordings for --snr; without it, noise is generated")
     parser.add_argument("--asr", help="a recogniser: whisper-base, …")
     args = parser.parse_args()
-    items = voiced(Custom().read(args.data, args.limit), args.voice)
+    items = voiced(Transcription().read(args.data, args.limit), args.voice)
     if faults := [f"{item.id}: {item.fault}" for item in items if item.fault]:
         raise LlasmError(f"{args.data}: {len(faults)} of {len(items)} cannot be asked aloud; the first: {faults[0]}")
     conditions = [

@@ -1,14 +1,21 @@
 """Public question and instruction texts → the prompts that the embedded default learns from.
 
-    python -m llasm.data_gen.prompts TEXT_DIR OUT_DIR [--speech DIR] [--ground N] [--align N] [--chat N] [--repeat N]
+    python -m llasm.data_gen.prompts TEXT_DIR OUT_DIR [--speech DIR] [--keep_out FILE …] [--ground N] [--align N] …
 
-TEXT_DIR holds `qa/*.jsonl` and `instructions/*` as their authors publish them (sources and licences are kept in every
-row's `meta`). Writes `ground.jsonl`, `align.jsonl`, `chat.jsonl` and `repeat.jsonl` (disjoint; the last is what `chat`
-asks to repeat, from the end of the texts that ground draws from). Held out are all of `webquestions_devtest` and every
-20th row of each other source, of which `trivia.jsonl` has 500 of the open trivia, to evaluate with, and `dev.jsonl` the
-other held-out questions that have answers, to choose by; a prompt whose normalised text equals a held-out one is
-dropped. --speech adds `speech.jsonl`, recordings of speechocean762 and LJ Speech, and `speech_heldout.jsonl`: 15
-speakers of speechocean762, and all of Kathleen.
+TEXT_DIR holds `qa/NAME.jsonl` (webquestions_trainmodel, _val and _devtest, efficientqa_dev, open_trivia) with rows
+{"question", "answers", "licence"}, and, as their authors publish them, in `instructions/`: disfl_qa, self_instruct,
+llms_from_scratch_instructions, open_assistant_sample, slurp_text, clinc_oos, snips_nlu. CREDITS names where they come
+from; sources and licences are kept in every row's `meta`.
+
+Writes `ground.jsonl`, `align.jsonl`, `chat.jsonl` and `repeat.jsonl` (disjoint; the last is what `chat` asks to repeat,
+of the texts that ground draws from). Held out are all of `webquestions_devtest` and every 20th row of each other
+source, of which `trivia.jsonl` has 500 of the open trivia, to evaluate with, and `dev.jsonl` the other held-out
+questions that have answers, to choose by; a prompt whose normalised text equals a held-out one, or any text in the
+JSONL of --keep_out, is dropped.
+
+--speech holds speechocean762_adult_train and kathleen_cc0, each with a `manifest.jsonl` of rows {"id", "audio", "text",
+"speaker"}, and ljspeech_bits, with `metadata.csv` and `audio/*.flac`. It adds `speech.jsonl`, recordings of
+speechocean762 and LJ Speech, and `speech_heldout.jsonl`: 15 speakers of speechocean762, and all of Kathleen.
 """
 
 from __future__ import annotations
@@ -131,8 +138,28 @@ class Truecaser:
         return text
 
 
+def kept_out(files: list[Path]) -> set[str]:
+    """The normalised texts in JSONL, at whatever depth of its rows."""
+
+    def texts(value: object) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, (list, dict)):
+            for part in value.values() if isinstance(value, dict) else value:
+                yield from texts(part)
+
+    rows = (json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines())
+    return {normalise(text) for row in rows for text in texts(row)}
+
+
 def build(
-    root: Path, n_ground: int, n_align: int, n_chat: int, n_repeat: int = 0, seed: int = 0
+    root: Path,
+    n_ground: int,
+    n_align: int,
+    n_chat: int,
+    n_repeat: int = 0,
+    keep_out: list[Path] | None = None,
+    seed: int = 0,
 ) -> dict[str, list[Row]]:
     """The lists of prompts by name; the held-out ones keep their text exactly as published."""
     rows: list[Row] = []
@@ -144,7 +171,7 @@ def build(
         row: Row = {"id": f"{source}-{counts[source] - 1}", "text": text, "meta": meta}
         aside = source == "webquestions_devtest" or counts[source] % HELD_OUT_EVERY == 0
         (heldout if aside else rows).append(row)
-    forbidden = {normalise(str(row["text"])) for row in heldout}
+    forbidden = {normalise(str(row["text"])) for row in heldout} | kept_out(keep_out or [])
     truecase = Truecaser([str(row["text"]) for row in rows])
     random.Random(seed).shuffle(rows)
     kept: list[Row] = []
@@ -161,6 +188,7 @@ def build(
     align, chat = asked[:n_align], asked[n_align : n_align + n_chat]
     chosen = {row["id"] for row in align + chat}
     rest = [row for row in kept if row["id"] not in chosen]
+    random.Random(seed).shuffle(rest)  # at its head are sources that align and chat leave alone
     n_rest = max(0, len(rest) - n_repeat)
     ground, repeat = rest[:n_rest][:n_ground], rest[n_rest:]
     return {"ground": ground, "align": align, "chat": chat, "repeat": repeat, "heldout": heldout}
@@ -200,17 +228,18 @@ def main() -> None:
     parser.add_argument("--chat", type=int, default=0, help="this many prompts for the last stage, `chat`")
     parser.add_argument("--repeat", type=int, default=0, help="this many texts that `chat` asks to repeat")
     parser.add_argument("--speech", type=Path, metavar="DIR", help="folder of speechocean762, LJ Speech and Kathleen")
+    parser.add_argument("--keep_out", type=Path, nargs="+", metavar="FILE", help="JSONL whose texts no prompt repeats")
     args = parser.parse_args()
     for name in ("text_dir", "speech"):
         if (path := getattr(args, name)) and not path.exists():
             parser.error(f"{path}: there is no such folder")
     try:
-        prompts = build(args.text_dir, args.ground, args.align, args.chat, args.repeat)
+        prompts = build(args.text_dir, args.ground, args.align, args.chat, args.repeat, args.keep_out)
         spoken = recordings(args.speech, [str(row["text"]) for row in prompts["ground"]]) if args.speech else None
     except LlasmError as error:
         parser.error(str(error))
     except FileNotFoundError as error:
-        parser.error(f"{error.filename}: there is no such file; the sources must lie as their authors publish them")
+        parser.error(f"{error.filename}: there is no such file; --help says what must lie where")
     heldout = prompts.pop("heldout")
     if args.repeat and args.ground and not prompts["ground"]:
         parser.error(f"--repeat {args.repeat}: takes all the {len(prompts['repeat'])} texts that ground could have")

@@ -164,7 +164,7 @@ def assemble(out: Path) -> int:
             "condition": str(planned.condition),
             "id": planned.item.id,
         }
-        timings.append(where | {name: event[name] for name in (*TIMING, "audio_seconds") if name in event})
+        timings.append(where | {name: event[name] for name in TIMING if name in event})
     for place, predictions in by_place.items():
         write_whole(out / "predictions" / f"{place}.jsonl", jsonl(predictions))
     write_whole(out / "timings.jsonl", jsonl([*timings, *latencies]))

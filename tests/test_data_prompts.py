@@ -47,11 +47,13 @@ def test_a_prompt_is_written_one_way():
 
 
 def test_no_list_says_what_is_held_out(texts):
-    made = prompts.build(texts, 10**9, 10, 10, n_repeat=10)
+    (texts / "asked.jsonl").write_text('{"before": [["Open trivia, who?", ""]], "question": "Play some JAZZ, please!"}')
+    made = prompts.build(texts, 10**9, 10, 10, n_repeat=10, keep_out=[texts / "asked.jsonl"])
     aside = {prompts.normalise(row["text"]) for row in made.pop("heldout")}
     assert len(aside) == 3 + 5  # all of devtest, and every 20th of the trivia
     for name, rows in made.items():
         assert rows and not aside & {prompts.normalise(row["text"]) for row in rows}, name
+        assert "snips_nlu-0" not in {row["id"] for row in rows}  # --keep_out asks the same
     learned = [{row["id"] for row in rows} for rows in made.values()]
     assert sum(map(len, learned)) == len(set.union(*learned)) and len(made["repeat"]) == 10
 

@@ -3,7 +3,7 @@
 llasm train tiny_ground
 llasm train my_recipe.yaml --n_steps 500 --resume
 llasm train my_recipe.yaml --dry-run
-torchrun --nproc_per_node 8 -m llasm.cli train my_recipe.yaml --zero 3
+torchrun --nproc_per_node 8 -m llasm.cli train my_recipe.yaml --zero 2
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 #
 #   train/tiny.sh DATA_DIR [OUT_DIR]      (make train-tiny DATA=DATA_DIR)
 #
-# DATA_DIR holds text/qa, text/instructions, speech and noise (llasm/default/README.md names every source). Each step is a
-# command that a person could type; run again, the script goes on where it was interrupted. The checkpoint is then in
-# OUT_DIR/llasm-tiny, the figures in OUT_DIR/evals.
+# DATA_DIR holds text and speech, as data_gen/prompts.py says, noise/esc10 and noise/noise_misc; llasm/default/README.md
+# names every source. Each step is a command that a person could type; run again, the script goes on where it was
+# interrupted. The checkpoint is then in OUT_DIR/llasm-tiny, the figures in OUT_DIR/evals.
 set -euo pipefail
 data=$(realpath "${1:?usage: train/tiny.sh DATA_DIR [OUT_DIR]}")
 out=${2:-runs/tiny}
@@ -14,7 +14,7 @@ bin=$(realpath "${BIN:-.venv/bin}")
 noise=(--vary.noise "[\"$data/noise/esc10\"]" --vary.licence "CC BY 3.0"
     --vary.attribution "the Freesound authors listed in the README of github karoldvl/ESC-10")
 for folder in text/qa text/instructions speech noise/esc10 noise/noise_misc; do
-    [ -d "$data/$folder" ] || { echo "train/tiny.sh: $data holds no $folder; see the card for what DATA_DIR holds" >&2; exit 2; }
+    [ -d "$data/$folder" ] || { echo "train/tiny.sh: $data holds no $folder; see data_gen/prompts.py for what DATA_DIR holds" >&2; exit 2; }
 done
 "$bin/python" - <<'PY'
 import sys
@@ -23,7 +23,7 @@ from llasm.errors import LlasmError
 from llasm.tts import load_voice
 
 try:
-    for voice in ("hibari", "kokoro", "flite", "espeak-ng", "piper"):
+    for voice in ("hibari", "kokoro", "flite", "espeak-ng", "piper:en_US-joe-medium"):
         load_voice(voice)
 except LlasmError as error:
     sys.exit(f"train/tiny.sh: {error}")
@@ -50,10 +50,10 @@ factor = (time.perf_counter() - started) / 8 / 0.42
 steps = {"speak and answer": 30, "encode": 22, "ground": 7, "align": 6, "chat": 50, "evals": 45}
 for name, minutes in steps.items():
     print(f"{name:16} about {minutes * factor:5.0f} min")
-print(f"{'all':16} about {sum(steps.values()) * factor / 60:5.1f} h; 12 GB of disk", flush=True)
+print(f"{'all':16} about {sum(steps.values()) * factor / 60:5.1f} h; 7 GB of disk, and 10 in LLASM_HOME", flush=True)
 PY
 "$bin/python" -m llasm.data_gen.prompts "$data/text" data/tiny/prompts --speech "$data/speech" \
-    --ground 16000 --align 700 --chat 1600 --repeat 2000
+    --ground 16000 --align 700 --chat 1600 --repeat 2000 --keep_out "$root/evals/sets/follow_ups.jsonl" "$root/tests/data/typed.jsonl"
 "$bin/llasm" data build tiny_ground "${noise[@]}"
 "$bin/llasm" data build tiny_kokoro "${noise[@]}"
 "$bin/llasm" data build tiny_people "${noise[@]}"
@@ -69,9 +69,10 @@ if [ ! -d llasm-tiny ]; then
     mv unfinished llasm-tiny
 fi
 
-# The figures of the card.
+# The figures of the card, in a voice that no training heard.
+joe=piper:en_US-joe-medium
 ask() {
-    [ -f "evals/$1/report.md" ] || "$bin/llasm" eval --model ./llasm-tiny --voice piper --out "evals/$1" --resume "${@:2}"
+    [ -f "evals/$1/report.md" ] || "$bin/llasm" eval --model ./llasm-tiny --voice "$joe" --out "evals/$1" --resume "${@:2}"
 }
 noisy=(--snr 10 --noise "$data/noise/noise_misc")
 ask devtest --task webquestions --data "$data/text/qa/webquestions_devtest.jsonl" "${noisy[@]}"
@@ -86,5 +87,10 @@ measure() {  # NAME COMMAND
     [ -f "evals/$1.md" ] || { "${@:2}" > "evals/$1.part" && mv "evals/$1.part" "evals/$1.md"; }
 }
 awk 'NR % 4 == 1' data/tiny/prompts/dev.jsonl > evals/dev.jsonl  # of every source; 211 questions
-measure heard "$bin/python" "$root/benchmarks/heard.py" ./llasm-tiny --data evals/dev.jsonl --voice piper "${noisy[@]}" --asr whisper-base
+heard() {  # NAME DATA [options]
+    measure "$1" "$bin/python" "$root/benchmarks/heard.py" ./llasm-tiny --data "$2" --asr whisper-base "${@:3}"
+}
+heard heard evals/dev.jsonl --voice "$joe" "${noisy[@]}"
+heard heard_speechocean762 evals/speechocean762_adult_train.jsonl
+heard heard_kathleen evals/kathleen_cc0.jsonl
 measure perplexity "$bin/python" "$root/benchmarks/perplexity.py" "$root/tests/data/typed.jsonl" --model ./llasm-tiny

@@ -17,7 +17,7 @@ benchmarks=$(realpath benchmarks)
 [ -f "$tiny/runs/tiny_ground/metrics.json" ] || { echo "$tiny: run train/tiny.sh first" >&2; exit 2; }
 mkdir -p "$tiny/experiments" && cd "$tiny/experiments"
 prompts=$tiny/data/tiny/prompts
-noisy=(--voice piper --snr 10 --noise "$data/noise/noise_misc")
+noisy=(--voice piper:en_US-joe-medium --snr 10 --noise "$data/noise/noise_misc")
 awk 'NR % 4 == 1' "$prompts/dev.jsonl" > dev.jsonl  # of every source; 211 questions
 
 part() {  # NAME FILES: the first files of the voices, as a data set of their own
@@ -25,7 +25,7 @@ part() {  # NAME FILES: the first files of the voices, as a data set of their ow
     mkdir -p "data/$1/data"
     ln -sf "${files[@]:0:$2}" "data/$1/data/"
 }
-part all 4  # 8 hours, which 240 steps hear once; half of it twice, a quarter four times
+part all 4  # 8 hours, of which 120 steps hear a half; a half of it once, a quarter twice
 part half 2
 part quarter 1
 
@@ -41,27 +41,25 @@ train() {  # RECIPE NAME [options]
     rm -rf "runs/$2/snapshots"
 }
 ground() {  # NAME [options]
-    ! chosen "$1" || train tiny_ground "$1" --data '["data/all"]' --n_steps 240 --eval_steps 240 "${@:2}"
+    ! chosen "$1" || train tiny_ground "$1" --data '["data/all"]' --n_steps 120 --eval_steps 120 "${@:2}"
 }
 asked() {  # RECIPE NAME [options]: trained and asked
     chosen "$2" || return 0
     train "$@"
     [ -f "evals/$2/report.md" ] || "$bin/llasm" eval --model "runs/$2" --task custom --data dev.jsonl \
-        --conditions speech,text --voice piper --max_new_tokens 32 --latency_items 0 --out "evals/$2" --resume
+        --conditions speech,text --voice piper:en_US-joe-medium --max_new_tokens 32 --latency_items 0 --out "evals/$2" --resume
 }
 align() {  # NAME START [options]
     asked tiny_align "$1" --data "[\"$tiny/data/tiny/align\"]" --init "$2" --n_steps 30 --eval_steps 30 "${@:3}"
 }
 
-# Stage ground: hours of speech, voices, noise, layers before Whisper's decoder; and CTC without that decoder.
+# Stage ground: hours of speech, voices, noise; and CTC in place of Whisper's decoder.
 ground all
 ground half --data '["data/half"]'
 ground quarter --data '["data/quarter"]'
 ground one_voice --data '["data/one_voice"]'
 ground clean --data '["data/clean"]'
-ground one_layer --adapter.n_layers 1 --adapter.dropout 0
-ground two_layers --adapter.n_layers 2 --adapter.dropout 0
-ground aligner --adapter.name aligner --adapter.n_layers 4 --warmup_steps 60
+ground aligner --adapter.name aligner --adapter.rate heard --learning_rate 1e-3 --warmup_steps 60 --n_steps 300
 
 # Stage align, from the default's own ground: its settings.
 trained=$tiny/runs/tiny_ground
@@ -71,7 +69,7 @@ align repeat_50 "$trained" --repeat_share 0.5
 align temperature_1 "$trained" --temperature 1
 align temperature_4 "$trained" --temperature 4
 align aligner_align runs/aligner --learning_rate 1e-4
-# Without stage ground, and as long as all and align took together.
+# Without stage ground, and about as long as aligner and aligner_align take together.
 asked tiny_align swiglu --data "[\"$tiny/data/tiny/align\"]" --init null --adapter.name swiglu --adapter.stack 8 \
     --adapter.width 1024 --adapter.rate fixed --n_steps 80 --eval_steps 80
 
@@ -81,7 +79,7 @@ asked tiny_default_chat lora "${chat[@]}"
 asked tiny_align no_lora "${chat[@]}" --learning_rate 2e-4 --warmup_steps 10
 
 heard=()
-for name in all half quarter one_voice clean one_layer two_layers aligner; do
+for name in all half quarter one_voice clean aligner; do
     [ ! -f "runs/$name/metrics.json" ] || heard+=("runs/$name")
 done
 [ ${#heard[@]} = 0 ] || "$bin/python" "$benchmarks/heard.py" "${heard[@]}" --data dev.jsonl "${noisy[@]}" --asr whisper-base
