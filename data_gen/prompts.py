@@ -7,11 +7,11 @@ TEXT_DIR holds `qa/NAME.jsonl` (webquestions_trainmodel, _val and _devtest, effi
 llms_from_scratch_instructions, open_assistant_sample, slurp_text, clinc_oos, snips_nlu. CREDITS names where they come
 from; sources and licences are kept in every row's `meta`.
 
-Writes `ground.jsonl`, `align.jsonl`, `chat.jsonl` and `repeat.jsonl` (disjoint; the last is what `chat` asks to repeat,
-of the texts that ground draws from). Held out are all of `webquestions_devtest` and every 20th row of each other
-source, of which `trivia.jsonl` has 500 of the open trivia, to evaluate with, and `dev.jsonl` the other held-out
-questions that have answers, to choose by; a prompt whose normalised text equals a held-out one, or any text in the
-JSONL of --keep_out, is dropped.
+Writes `ground.jsonl`, `align.jsonl`, `chat.jsonl` and `repeat.jsonl` (disjoint; the last is what `chat` asks to repeat:
+texts that ground could have, and as many statements out of the answers to the instructions). Held out are all of
+`webquestions_devtest` and every 20th row of each other source, of which `trivia.jsonl` has 500 of the open trivia, to
+evaluate with, and `dev.jsonl` the other held-out questions that have answers, to choose by; a prompt whose normalised
+text equals a held-out one, or any text in the JSONL of --keep_out, is dropped.
 
 --speech holds speechocean762_adult_train and kathleen_cc0, each with a `manifest.jsonl` of rows {"id", "audio", "text",
 "speaker"}, and ljspeech_bits, with `metadata.csv` and `audio/*.flac`. It adds `speech.jsonl`, recordings of
@@ -102,6 +102,29 @@ def sources(root: Path) -> Iterator[tuple[str, str, str, list[str]]]:
                 yield "snips_nlu", "CC0 1.0", "".join(part["text"] for part in row["data"]), []
 
 
+def statements(root: Path) -> Iterator[tuple[str, str, str]]:
+    """Yields (source, licence, sentence): the prose in the answers of the instructions, for prompts are few of them
+    statements."""
+    folder = root / "instructions"
+    texts: list[tuple[str, str]] = []
+    path = folder / "llms_from_scratch_instructions/instruction-data.json"
+    texts += [("llms_from_scratch", row["output"]) for row in json.loads(path.read_text(encoding="utf-8"))]
+    for line in (folder / "self_instruct/seed_tasks.jsonl").read_text(encoding="utf-8").splitlines():
+        texts += [
+            ("self_instruct", part[side]) for part in json.loads(line)["instances"] for side in ("input", "output")
+        ]
+    trees = (folder / "open_assistant_sample/en_100_tree.jsonl").read_text(encoding="utf-8").splitlines()
+    replies = [json.loads(line)["prompt"] for line in trees]
+    while replies:
+        reply = replies.pop()
+        texts.append(("open_assistant", reply["text"]))
+        replies += reply.get("replies", [])
+    for source, text in texts:
+        for sentence in re.split(r"(?<=[.!])\s+|\n+", text):
+            if re.fullmatch(r"[A-Z][^:;\"()\d?]*[.!]", sentence.strip()):
+                yield source, "Apache-2.0", sentence.strip()
+
+
 def normalise(text: str) -> str:
     """Lower-case words only: two prompts that sound alike compare equal."""
     return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
@@ -189,8 +212,17 @@ def build(
     chosen = {row["id"] for row in align + chat}
     rest = [row for row in kept if row["id"] not in chosen]
     random.Random(seed).shuffle(rest)  # at its head are sources that align and chat leave alone
-    n_rest = max(0, len(rest) - n_repeat)
-    ground, repeat = rest[:n_rest][:n_ground], rest[n_rest:]
+    said: list[Row] = []
+    for source, licence, text in statements(root):
+        key = normalise(text)
+        if key not in forbidden and plain(text):
+            forbidden.add(key)
+            said.append({"id": f"{source}-said-{len(said)}", "text": text, "meta": credited(source, licence)})
+    random.Random(seed).shuffle(said)
+    said = said[: n_repeat // 2]
+    n_rest = max(0, len(rest) - (n_repeat - len(said)))
+    ground, repeat = rest[:n_rest][:n_ground], rest[n_rest:] + said
+    random.Random(seed).shuffle(repeat)
     return {"ground": ground, "align": align, "chat": chat, "repeat": repeat, "heldout": heldout}
 
 
@@ -242,7 +274,7 @@ def main() -> None:
         parser.error(f"{error.filename}: there is no such file; --help says what must lie where")
     heldout = prompts.pop("heldout")
     if args.repeat and args.ground and not prompts["ground"]:
-        parser.error(f"--repeat {args.repeat}: takes all the {len(prompts['repeat'])} texts that ground could have")
+        parser.error(f"--repeat {args.repeat}: leaves none of the texts to ground; fewer would")
     args.out_dir.mkdir(parents=True, exist_ok=True)
     for name, rows in prompts.items():
         lines = [{"id": row["id"], "messages": [_asked(row["text"])], "meta": row["meta"]} for row in rows]

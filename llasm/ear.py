@@ -16,6 +16,7 @@ from llasm._convert import MULTILINGUAL_VOCAB
 from llasm.errors import LlasmError
 
 CONTEXT_SPARE = 8  # of the decoder's positions, for what stands before the text
+LOOP_TIMES, LOOP_TOKENS = 5, 8  # the same up to 8 tokens five times in a row are no speech, but a decoder that loops
 
 
 class Written(NamedTuple):
@@ -39,6 +40,15 @@ def whisper_tokenizer(n_vocab: int, language: str) -> Any:
         language=(None if language == "auto" else language) if multilingual else None,
         task="transcribe" if multilingual else None,
     )
+
+
+def loop_of(tokens: list[int]) -> int:
+    """How many tokens at the end are what stands there LOOP_TIMES, or 0."""
+    for n in range(1, LOOP_TOKENS + 1):
+        end = tokens[-LOOP_TIMES * n :]
+        if len(end) == LOOP_TIMES * n and end == end[:n] * LOOP_TIMES:
+            return n
+    return 0
 
 
 def as_written(whisper: Any, text: str) -> list[int]:
@@ -104,7 +114,8 @@ class Ear:
 
     @torch.no_grad()
     def listen(self, frames: Tensor, real: Tensor, limits: Tensor) -> Written:
-        """frames [A, T, D] of which `real` [A, T] count → what is written greedily, `limits` [A] tokens at most."""
+        """frames [A, T, D] of which `real` [A, T] count → what is written greedily, `limits` [A] tokens at most, and up
+        to where it loops."""
         from transformers import DynamicCache, EncoderDecoderCache
 
         frames = frames.to(self.decoder.embed_tokens.weight.dtype)
@@ -112,21 +123,30 @@ class Ear:
         limits = limits.clamp(max=self.decoder.config.max_target_positions - CONTEXT_SPARE)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         given = self.prompts(frames, real)
-        tokens: list[Tensor] = []
+        written: list[list[int]] = [[] for _ in frames]
         states: list[Tensor] = []
-        done = limits <= 0
-        while not done.all():
+        room = limits.tolist()
+        writing = {i for i, limit in enumerate(room) if limit > 0}
+        while writing:
             states.append(self.states(given, frames, real, cache)[:, -1])
             scores = self.logits(states[-1])
             scores[:, never] = -torch.inf
-            best = scores.argmax(-1).masked_fill(done, self.end)
-            tokens.append(best)
-            done = done | (best == self.end) | (len(tokens) >= limits)
+            best = scores.argmax(-1)
+            for i, token in enumerate(best.tolist()):
+                if i not in writing:
+                    continue
+                if token == self.end:
+                    writing.remove(i)
+                    continue
+                written[i].append(token)
+                loop = loop_of(written[i])
+                if loop:
+                    del written[i][-(LOOP_TIMES - 1) * loop :]
+                if loop or len(written[i]) >= room[i]:
+                    writing.remove(i)
             given = best[:, None]
-        if not tokens:
-            return Written([[] for _ in frames], frames.new_zeros(len(frames), 0, frames.shape[-1]))
-        rows = torch.stack(tokens, 1).tolist()
-        written = [row[: row.index(self.end)] if self.end in row else row for row in rows]
+        if not states:
+            return Written(written, frames.new_zeros(len(frames), 0, frames.shape[-1]))
         return Written(written, torch.stack(states, 1))
 
     def in_llm(self, tokens: list[int]) -> tuple[list[int], list[tuple[int, int]]]:

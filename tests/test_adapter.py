@@ -9,7 +9,7 @@ from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
 from llasm.adapter import ADAPTERS, AdapterConfig, build_adapter
 from llasm.checkpoint import DEFAULT_MODEL, locate
-from llasm.ear import Ear
+from llasm.ear import Ear, loop_of
 from llasm.errors import LlasmError
 
 D, H, V = 24, 16, 50
@@ -126,6 +126,7 @@ def test_the_decoder_is_whispers_own(ear, attention, monkeypatch):
     wanted = ear.decoder(input_ids=tokens, encoder_hidden_states=frames).last_hidden_state
     torch.testing.assert_close(ear.states(tokens, frames, torch.ones(2, 11, dtype=torch.bool)), wanted)
     # Step by step it writes what follows best on all that it has written.
+    monkeypatch.setattr("llasm.ear.LOOP_TIMES", 99)  # untrained, it says one token again and again
     written = ear.listen(frames, torch.ones(2, 11, dtype=torch.bool), torch.tensor([6, 4]))
     assert [len(row) for row in written.tokens] == [6, 4] and written.states.shape == (2, 6, D)
     prompt = [*ear.whisper.sot_sequence, ear.whisper.no_timestamps]
@@ -136,6 +137,17 @@ def test_the_decoder_is_whispers_own(ear, attention, monkeypatch):
     scores[:, ear.whisper.non_speech_tokens] = -torch.inf
     scores[:, ear.end + 1 :] = -torch.inf
     assert scores.argmax(-1).tolist() == written.tokens[0]
+
+
+@torch.inference_mode()
+def test_a_decoder_that_loops_is_stopped(ear, monkeypatch):
+    rows = ([7] * 5, [7] * 4, [1, *[2, 3, 4] * 5], [*[2, 3] * 5, 9], [])
+    assert list(map(loop_of, rows)) == [1, 0, 3, 0, 0]
+    frames, real = torch.randn(1, 11, D), torch.ones(1, 11, dtype=torch.bool)
+    [written] = ear.listen(frames, real, torch.tensor([40])).tokens
+    monkeypatch.setattr("llasm.ear.LOOP_TIMES", 99)
+    [whole] = ear.listen(frames, real, torch.tensor([40])).tokens
+    assert len(whole) == 40 and 0 < len(written) < 20 and written == whole[: len(written)]
 
 
 @torch.inference_mode()

@@ -26,9 +26,16 @@ def texts(tmp_path):
     files = {
         "disfl_qa/train.json": {"a": {"original": "What is a river called?"}},
         "disfl_qa/dev.json": {},
-        "self_instruct/seed_tasks.jsonl": {"instruction": "Write a short poem about rain."},
-        "llms_from_scratch_instructions/instruction-data.json": [{"instruction": "Name three colours.", "input": ""}],
-        "open_assistant_sample/en_100_tree.jsonl": {"prompt": {"text": "How do I bake bread?"}},
+        "self_instruct/seed_tasks.jsonl": {
+            "instruction": "Write a short poem about rain.",
+            "instances": [{"input": "", "output": "Rain falls on the roof. Is it wet? It stops at 9."}],
+        },
+        "llms_from_scratch_instructions/instruction-data.json": [
+            {"instruction": "Name three colours.", "input": "", "output": "Red, blue: green."}
+        ],
+        "open_assistant_sample/en_100_tree.jsonl": {
+            "prompt": {"text": "How do I bake bread?", "replies": [{"text": "Mix it well.\nThen wait.", "replies": []}]}
+        },
         "slurp_text/devel.jsonl": {"sentence": "wake me up at seven"},
         "clinc_oos/data_full.json": {"train": [["how much is my bill", "bill"]]},
         "snips_nlu/PlayMusic/train_PlayMusic_full.json": {"PlayMusic": [{"data": [{"text": "play some jazz please"}]}]},
@@ -56,6 +63,12 @@ def test_no_list_says_what_is_held_out(texts):
         assert "snips_nlu-0" not in {row["id"] for row in rows}  # --keep_out asks the same
     learned = [{row["id"] for row in rows} for rows in made.values()]
     assert sum(map(len, learned)) == len(set.union(*learned)) and len(made["repeat"]) == 10
+
+
+def test_half_of_what_is_repeated_are_statements(texts):
+    made = prompts.build(texts, 10**9, 5, 5, n_repeat=4)
+    said = [row["text"] for row in made["repeat"] if "-said-" in row["id"]]
+    assert sorted(said) == ["Mix it well.", "Rain falls on the roof."] and len(made["repeat"]) == 4
 
 
 def test_questions_to_choose_by_are_not_those_to_report(texts, tmp_path, monkeypatch):
@@ -90,7 +103,7 @@ def test_questions_to_choose_by_are_not_those_to_report(texts, tmp_path, monkeyp
     ("options", "message"),
     [
         (["--speech", "nowhere"], "nowhere: there is no such folder"),
-        (["--align", "1", "--repeat", "1000"], "--repeat 1000: takes all the 101 texts that ground could have"),
+        (["--align", "1", "--repeat", "1000"], "--repeat 1000: leaves none of the texts to ground"),
     ],
 )
 def test_what_is_not_there_is_one_line(texts, tmp_path, monkeypatch, capsys, options, message):

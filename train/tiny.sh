@@ -53,7 +53,7 @@ for name, minutes in steps.items():
 print(f"{'all':16} about {sum(steps.values()) * factor / 60:5.1f} h; 7 GB of disk, and 10 in LLASM_HOME", flush=True)
 PY
 "$bin/python" -m llasm.data_gen.prompts "$data/text" data/tiny/prompts --speech "$data/speech" \
-    --ground 16000 --align 700 --chat 1600 --repeat 2000 --keep_out "$root/evals/sets/follow_ups.jsonl" "$root/tests/data/typed.jsonl"
+    --ground 16000 --align 700 --chat 1600 --repeat 800 --keep_out "$root/evals/sets/follow_ups.jsonl" "$root/tests/data/typed.jsonl"
 "$bin/llasm" data build tiny_ground "${noise[@]}"
 "$bin/llasm" data build tiny_kokoro "${noise[@]}"
 "$bin/llasm" data build tiny_people "${noise[@]}"
