@@ -3,9 +3,8 @@
     python benchmarks/heard.py llasm-tiny runs/mine --data dev.jsonl --voice piper [--snr 10 --noise DIR] [--asr NAME]
 
 DATA: recordings with their words, or questions for the voice to speak, as `llasm eval --task transcription` reads them.
-The reading is greedy, its words compared behind Whisper's
-normaliser; intervals are bootstrapped over the questions. Models that stand on one encoder share its frames. With
---asr that recogniser has a row too.
+The reading is greedy, its words compared behind Whisper's normaliser; intervals are bootstrapped over the questions.
+Models that stand on one encoder share its frames. With --asr that recogniser has a row too.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ class Truecaser:
 
 
 def kept_out(files: list[Path]) -> set[str]:
-    """The normalised texts in JSONL, at whatever depth of its rows."""
+    """The normalised texts in JSONL, at whatever depth of its rows; LlasmError where a file is none."""
 
     def texts(value: object) -> Iterator[str]:
         if isinstance(value, str):
@@ -171,8 +171,14 @@ def kept_out(files: list[Path]) -> set[str]:
             for part in value.values() if isinstance(value, dict) else value:
                 yield from texts(part)
 
-    rows = (json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines())
-    return {normalise(text) for row in rows for text in texts(row)}
+    found: set[str] = set()
+    for file in files:
+        try:
+            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError) as error:
+            raise LlasmError(f"--keep_out {file}: cannot be read as JSONL ({error})") from error
+        found |= {normalise(text) for row in rows for text in texts(row)}
+    return found
 
 
 def build(
@@ -181,10 +187,11 @@ def build(
     n_align: int,
     n_chat: int,
     n_repeat: int = 0,
-    keep_out: list[Path] | None = None,
+    aside: set[str] | frozenset[str] = frozenset(),
     seed: int = 0,
 ) -> dict[str, list[Row]]:
-    """The lists of prompts by name; the held-out ones keep their text exactly as published."""
+    """The lists of prompts by name; the held-out ones keep their text exactly as published, and no other is one of
+    the normalised texts in `aside`."""
     rows: list[Row] = []
     heldout: list[Row] = []
     counts: Counter[str] = Counter()
@@ -192,9 +199,9 @@ def build(
         counts[source] += 1
         meta: Row = {**credited(source, licence), "answers": answers}
         row: Row = {"id": f"{source}-{counts[source] - 1}", "text": text, "meta": meta}
-        aside = source == "webquestions_devtest" or counts[source] % HELD_OUT_EVERY == 0
-        (heldout if aside else rows).append(row)
-    forbidden = {normalise(str(row["text"])) for row in heldout} | kept_out(keep_out or [])
+        is_heldout = source == "webquestions_devtest" or counts[source] % HELD_OUT_EVERY == 0
+        (heldout if is_heldout else rows).append(row)
+    forbidden = {normalise(str(row["text"])) for row in heldout} | aside
     truecase = Truecaser([str(row["text"]) for row in rows])
     random.Random(seed).shuffle(rows)
     kept: list[Row] = []
@@ -260,13 +267,16 @@ def main() -> None:
     parser.add_argument("--chat", type=int, default=0, help="this many prompts for the last stage, `chat`")
     parser.add_argument("--repeat", type=int, default=0, help="this many texts that `chat` asks to repeat")
     parser.add_argument("--speech", type=Path, metavar="DIR", help="folder of speechocean762, LJ Speech and Kathleen")
-    parser.add_argument("--keep_out", type=Path, nargs="+", metavar="FILE", help="JSONL whose texts no prompt repeats")
+    parser.add_argument(
+        "--keep_out", type=Path, nargs="+", default=[], metavar="FILE", help="JSONL whose texts no prompt repeats"
+    )
     args = parser.parse_args()
     for name in ("text_dir", "speech"):
         if (path := getattr(args, name)) and not path.exists():
             parser.error(f"{path}: there is no such folder")
     try:
-        prompts = build(args.text_dir, args.ground, args.align, args.chat, args.repeat, args.keep_out)
+        aside = kept_out(args.keep_out)
+        prompts = build(args.text_dir, args.ground, args.align, args.chat, args.repeat, aside)
         spoken = recordings(args.speech, [str(row["text"]) for row in prompts["ground"]]) if args.speech else None
     except LlasmError as error:
         parser.error(str(error))

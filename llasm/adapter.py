@@ -48,6 +48,11 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         if self.name not in ADAPTERS:
             raise ValueError(f"unknown adapter {self.name!r}: choose from {', '.join(ADAPTERS)}")
+        for field, least in (("stack", 1), ("width", 1), ("n_layers", 0), ("n_heads", 1)):
+            if getattr(self, field) < least:
+                raise ValueError(f"adapter {field} is {getattr(self, field)}; it must be at least {least}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"adapter dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.name == "conv" and self.stack & (self.stack - 1):
             raise ValueError(f"adapter 'conv' halves the rate: stack must be a power of two, not {self.stack}")
         if self.name == "aligner" and (self.width % self.n_heads or self.width % Aligner.GROUPS):

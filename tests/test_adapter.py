@@ -68,10 +68,13 @@ def test_padding_in_a_batch_changes_nothing(name):
         {"name": "conv", "stack": 3},
         {"name": "decoder", "rate": "fixed"},
         {"name": "decoder", "language": "nosuch"},
+        {"n_layers": -1},
+        {"n_heads": 0},
+        {"dropout": 1.0},
     ],
 )
 def test_what_does_not_exist_is_refused(fields):
-    with pytest.raises(ValueError, match=r"nosuch|heard|power of two"):
+    with pytest.raises(ValueError, match=r"nosuch|heard|power of two|must be at least"):
         build_adapter(AdapterConfig(**fields), D, H)
 
 

@@ -55,7 +55,7 @@ def test_a_prompt_is_written_one_way():
 
 def test_no_list_says_what_is_held_out(texts):
     (texts / "asked.jsonl").write_text('{"before": [["Open trivia, who?", ""]], "question": "Play some JAZZ, please!"}')
-    made = prompts.build(texts, 10**9, 10, 10, n_repeat=10, keep_out=[texts / "asked.jsonl"])
+    made = prompts.build(texts, 10**9, 10, 10, n_repeat=10, aside=prompts.kept_out([texts / "asked.jsonl"]))
     aside = {prompts.normalise(row["text"]) for row in made.pop("heldout")}
     assert len(aside) == 3 + 5  # all of devtest, and every 20th of the trivia
     for name, rows in made.items():
@@ -103,6 +103,8 @@ def test_questions_to_choose_by_are_not_those_to_report(texts, tmp_path, monkeyp
     ("options", "message"),
     [
         (["--speech", "nowhere"], "nowhere: there is no such folder"),
+        (["--keep_out", "nowhere.jsonl"], "--keep_out nowhere.jsonl: cannot be read as JSONL"),
+        (["--keep_out", "README.md"], "--keep_out README.md: cannot be read as JSONL (Expecting value"),
         (["--align", "1", "--repeat", "1000"], "--repeat 1000: leaves none of the texts to ground"),
     ],
 )

@@ -103,7 +103,9 @@ def preflight(recipe: Recipe, samples: list[Sample], n_processes: int = 1) -> Pl
     if len(train) < recipe.batch_size:
         raise LlasmError(
             f"recipe: held_out {recipe.held_out} and a step of batch_size {recipe.batch_size} take more rows than the "
-            f"{len(kept)} that the data has to use" + (f", {twins} of which copy what is held out" if twins else "")
+            f"{len(kept)} that the data has to use"
+            + (f", {twins} of which copy what is held out" if twins else "")
+            + "; make more, or choose a smaller --batch_size or --held_out"
         )
     used = train + held_out
     lengths, n_learned = _lengths(recipe, used, config, processor)

@@ -7,7 +7,8 @@
 # names every source. Each step is a command that a person could type; run again, the script goes on where it was
 # interrupted. The checkpoint is then in OUT_DIR/llasm-tiny, the figures in OUT_DIR/evals.
 set -euo pipefail
-data=$(realpath "${1:?usage: train/tiny.sh DATA_DIR [OUT_DIR]}")
+[ -d "${1:-}" ] || { echo "train/tiny.sh: ${1:-DATA_DIR}: no such folder; make train-tiny DATA=DATA_DIR, or train/tiny.sh DATA_DIR [OUT_DIR]" >&2; exit 2; }
+data=$(realpath "$1")
 out=${2:-runs/tiny}
 root=$PWD
 bin=$(realpath "${BIN:-.venv/bin}")

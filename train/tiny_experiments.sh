@@ -12,6 +12,11 @@ set -euo pipefail
 data=$(realpath "${1:?usage: train/tiny_experiments.sh DATA_DIR OUT_DIR [NAME …]}")
 tiny=$(realpath "${2:?usage: train/tiny_experiments.sh DATA_DIR OUT_DIR [NAME …]}")
 wanted=" ${*:3} "
+known=(all half quarter one_voice clean aligner align repeat_0 repeat_50 temperature_1 temperature_4 aligner_align swiglu lora
+    no_lora)
+for name in "${@:3}"; do
+    [[ " ${known[*]} " == *" $name "* ]] || { echo "train/tiny_experiments.sh: unknown run '$name': choose from ${known[*]}" >&2; exit 2; }
+done
 bin=$(realpath "${BIN:-.venv/bin}")
 benchmarks=$(realpath benchmarks)
 [ -f "$tiny/runs/tiny_ground/metrics.json" ] || { echo "$tiny: run train/tiny.sh first" >&2; exit 2; }
