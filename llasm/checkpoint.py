@@ -247,12 +247,14 @@ def locate(name: str | Path) -> Path:
         return Path(str(files("llasm") / "default"))
     if Path(name).is_dir():
         return Path(name)
+    if Path(name).exists() or not weights.is_hub_id(str(name)):
+        raise LlasmError(
+            f"unknown model {str(name)!r}: give {DEFAULT_MODEL}, a checkpoint's directory or a hub id (owner/name)"
+        )
     try:
         return weights.resolve(str(name))
     except LlasmError as error:
-        raise LlasmError(
-            f"unknown model {str(name)!r}: give {DEFAULT_MODEL}, a directory or a hub id ({error})"
-        ) from error
+        raise LlasmError(f"unknown model {str(name)!r}: no such directory here, and {error}") from error
 
 
 def _read_config(path: Path) -> LlasmConfig:

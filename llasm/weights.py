@@ -122,6 +122,11 @@ def list_models() -> list[dict[str, Any]]:
     return rows
 
 
+def is_hub_id(name: str) -> bool:
+    """It is of the form owner/name."""
+    return re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", name) is not None
+
+
 def resolve(name: str, revision: str | None = None, with_weights: bool = True) -> Path:
     """The local transformers directory of a base model, fetched or converted when it is not there yet.
 
@@ -142,7 +147,7 @@ def resolve(name: str, revision: str | None = None, with_weights: bool = True) -
         digest = _cached_hash([path], _file_sha256)
         target = home() / "bases" / f"{path.stem}-{digest[:12]}"
         return _make(target, lambda work: convert_pt(path, work), 2 * path.stat().st_size, "")
-    if path.suffix != ".pt" and re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", name):
+    if path.suffix != ".pt" and is_hub_id(name):
         return _from_hub(name, revision, with_weights)
     raise LlasmError(
         f"unknown model {name!r}: give one of {', '.join(EMBEDDED)}, a hub id (owner/name), "

@@ -83,6 +83,11 @@ def test_another_config_is_refused(copy, content):
         checkpoint.load(copy)
 
 
-def test_unknown_model():
-    with pytest.raises(LlasmError, match="unknown model 'nosuch'"):
-        checkpoint.load("nosuch")
+def test_unknown_model(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for name in ("nosuch", "whisper-base", "/no/such", str(tmp_path / "file")):
+        with pytest.raises(LlasmError, match=rf"^unknown model '{name}': give llasm-tiny, a checkpoint's directory or"):
+            checkpoint.load(name)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(LlasmError, match=r"^unknown model 'runs/mine': no such directory here, and hub model 'runs"):
+        checkpoint.load("runs/mine")
