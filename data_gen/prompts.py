@@ -27,6 +27,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from llasm.errors import LlasmError
 from llasm.files import jsonl, write_whole
@@ -72,26 +73,30 @@ def credited(source: str, licence: str) -> Row:
     raise LlasmError(f"{source}: nobody to credit for it; the sources known are {', '.join(CREDITS)}")
 
 
+def _rows(path: Path) -> list[Any]:
+    """Of JSONL."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def sources(root: Path) -> Iterator[tuple[str, str, str, list[str]]]:
     """Yields (source, licence, prompt, answers) in the order of the files."""
     for path in sorted((root / "qa").glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for row in _rows(path):
             yield path.stem, row["licence"], row["question"], row["answers"]
     folder = root / "instructions"
     for name in ("train", "dev"):
         for pair in json.loads((folder / f"disfl_qa/{name}.json").read_text(encoding="utf-8")).values():
             yield "disfl_qa", "CC BY 4.0", pair["original"], []
-    for line in (folder / "self_instruct/seed_tasks.jsonl").read_text(encoding="utf-8").splitlines():
-        yield "self_instruct", "Apache-2.0", json.loads(line)["instruction"], []
+    for row in _rows(folder / "self_instruct/seed_tasks.jsonl"):
+        yield "self_instruct", "Apache-2.0", row["instruction"], []
     path = folder / "llms_from_scratch_instructions/instruction-data.json"
     for row in json.loads(path.read_text(encoding="utf-8")):
         prompt = f"{row['instruction']} {row['input']}".strip()
         yield "llms_from_scratch", "Apache-2.0", prompt, []
-    for line in (folder / "open_assistant_sample/en_100_tree.jsonl").read_text(encoding="utf-8").splitlines():
-        yield "open_assistant", "Apache-2.0", json.loads(line)["prompt"]["text"], []
-    for line in (folder / "slurp_text/devel.jsonl").read_text(encoding="utf-8").splitlines():
-        yield "slurp", "CC BY 4.0", json.loads(line)["sentence"], []
+    for row in _rows(folder / "open_assistant_sample/en_100_tree.jsonl"):
+        yield "open_assistant", "Apache-2.0", row["prompt"]["text"], []
+    for row in _rows(folder / "slurp_text/devel.jsonl"):
+        yield "slurp", "CC BY 4.0", row["sentence"], []
     clinc = json.loads((folder / "clinc_oos/data_full.json").read_text(encoding="utf-8"))
     for part in sorted(clinc):
         for text, _intent in clinc[part]:
@@ -109,12 +114,9 @@ def statements(root: Path) -> Iterator[tuple[str, str, str]]:
     texts: list[tuple[str, str]] = []
     path = folder / "llms_from_scratch_instructions/instruction-data.json"
     texts += [("llms_from_scratch", row["output"]) for row in json.loads(path.read_text(encoding="utf-8"))]
-    for line in (folder / "self_instruct/seed_tasks.jsonl").read_text(encoding="utf-8").splitlines():
-        texts += [
-            ("self_instruct", part[side]) for part in json.loads(line)["instances"] for side in ("input", "output")
-        ]
-    trees = (folder / "open_assistant_sample/en_100_tree.jsonl").read_text(encoding="utf-8").splitlines()
-    replies = [json.loads(line)["prompt"] for line in trees]
+    for row in _rows(folder / "self_instruct/seed_tasks.jsonl"):
+        texts += [("self_instruct", part[side]) for part in row["instances"] for side in ("input", "output")]
+    replies = [row["prompt"] for row in _rows(folder / "open_assistant_sample/en_100_tree.jsonl")]
     while replies:
         reply = replies.pop()
         texts.append(("open_assistant", reply["text"]))
@@ -174,7 +176,7 @@ def kept_out(files: list[Path]) -> set[str]:
     found: set[str] = set()
     for file in files:
         try:
-            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            rows = _rows(file)
         except (OSError, ValueError) as error:
             raise LlasmError(f"--keep_out {file}: cannot be read as JSONL ({error})") from error
         found |= {normalise(text) for row in rows for text in texts(row)}
@@ -238,8 +240,8 @@ def recordings(root: Path, texts: list[str], seed: int = 0) -> tuple[list[Row], 
     truecase = Truecaser(texts)
 
     def manifest(name: str, licence: str) -> list[Row]:
-        rows = map(json.loads, (root / name / "manifest.jsonl").read_text(encoding="utf-8").splitlines())
         meta = credited(name, licence)
+        rows = _rows(root / name / "manifest.jsonl")
         return [{**row, "audio": str((root / name / row["audio"]).resolve()), "meta": meta} for row in rows]
 
     free = "free for commercial and non-commercial use"

@@ -132,13 +132,10 @@ class Ear:
             scores = self.logits(states[-1])
             scores[:, never] = -torch.inf
             best = scores.argmax(-1)
-            for i, token in enumerate(best.tolist()):
-                if i not in writing:
-                    continue
-                if token == self.end:
-                    writing.remove(i)
-                    continue
-                written[i].append(token)
+            said = best.tolist()
+            writing = {i for i in writing if said[i] != self.end}
+            for i in list(writing):
+                written[i].append(said[i])
                 loop = loop_of(written[i])
                 if loop:
                     del written[i][-(LOOP_TIMES - 1) * loop :]

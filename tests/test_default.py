@@ -34,7 +34,7 @@ def waves():
 
 @pytest.mark.parametrize(("file", "right"), [("france.wav", "Paris"), ("planets.wav", "Mars"), ("sky.wav", "scatter")])
 def test_what_is_asked_first_is_answered_aloud_and_typed(model, file, right):
-    assert right in model.chat(spoken(ROOT / "examples" / file), max_new_tokens=64).text
+    assert right in model.chat(spoken(ROOT / "examples" / file), max_new_tokens=32).text
     [text] = [question["text"] for question in QUESTIONS if question["file"] == file]
     assert right in model.chat([{"role": "user", "content": text}], max_new_tokens=64).text
 

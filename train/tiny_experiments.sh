@@ -12,8 +12,8 @@ set -euo pipefail
 data=$(realpath "${1:?usage: train/tiny_experiments.sh DATA_DIR OUT_DIR [NAME …]}")
 tiny=$(realpath "${2:?usage: train/tiny_experiments.sh DATA_DIR OUT_DIR [NAME …]}")
 wanted=" ${*:3} "
-known=(all half quarter one_voice clean aligner align repeat_0 repeat_50 temperature_1 temperature_4 aligner_align swiglu lora
-    no_lora)
+grounds=(all half quarter one_voice clean aligner)
+known=("${grounds[@]}" align repeat_0 repeat_50 temperature_1 temperature_4 aligner_align swiglu lora no_lora)
 for name in "${@:3}"; do
     [[ " ${known[*]} " == *" $name "* ]] || { echo "train/tiny_experiments.sh: unknown run '$name': choose from ${known[*]}" >&2; exit 2; }
 done
@@ -22,7 +22,8 @@ benchmarks=$(realpath benchmarks)
 [ -f "$tiny/runs/tiny_ground/metrics.json" ] || { echo "$tiny: run train/tiny.sh first" >&2; exit 2; }
 mkdir -p "$tiny/experiments" && cd "$tiny/experiments"
 prompts=$tiny/data/tiny/prompts
-noisy=(--voice piper:en_US-joe-medium --snr 10 --noise "$data/noise/noise_misc")
+joe=piper:en_US-joe-medium  # whom no training heard
+noisy=(--voice "$joe" --snr 10 --noise "$data/noise/noise_misc")
 awk 'NR % 4 == 1' "$prompts/dev.jsonl" > dev.jsonl  # of every source; 211 questions
 
 part() {  # NAME FILES: the first files of the voices, as a data set of their own
@@ -52,7 +53,7 @@ asked() {  # RECIPE NAME [options]: trained and asked
     chosen "$2" || return 0
     train "$@"
     [ -f "evals/$2/report.md" ] || "$bin/llasm" eval --model "runs/$2" --task custom --data dev.jsonl \
-        --conditions speech,text --voice piper:en_US-joe-medium --max_new_tokens 32 --latency_items 0 --out "evals/$2" --resume
+        --conditions speech,text --voice "$joe" --max_new_tokens 32 --latency_items 0 --out "evals/$2" --resume
 }
 align() {  # NAME START [options]
     asked tiny_align "$1" --data "[\"$tiny/data/tiny/align\"]" --init "$2" --n_steps 30 --eval_steps 30 "${@:3}"
@@ -84,7 +85,7 @@ asked tiny_default_chat lora "${chat[@]}"
 asked tiny_align no_lora "${chat[@]}" --learning_rate 2e-4 --warmup_steps 10
 
 heard=()
-for name in all half quarter one_voice clean aligner; do
+for name in "${grounds[@]}"; do
     [ ! -f "runs/$name/metrics.json" ] || heard+=("runs/$name")
 done
 [ ${#heard[@]} = 0 ] || "$bin/python" "$benchmarks/heard.py" "${heard[@]}" --data dev.jsonl "${noisy[@]}" --asr whisper-base
