@@ -162,6 +162,31 @@ def test_each_answer_has_one_teacher(bases, spoken, tmp_path):
         assert float(stage(**repeat)[learned]) > 0
 
 
+def test_the_guard_has_text_of_the_llms_own_and_what_a_teacher_answers_as_if_typed(bases):
+    _, processor = checkpoint.from_bases(bases["audio_base"], bases["text_base"], AdapterConfig(**SMALL))
+    renderer = Renderer(processor, {0})
+    turns = [
+        {"role": "user", "content": [{"type": "audio"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
+    ]
+    said = Sample("said", turns, ["hello"], ["k"], False, False, [1.0])
+    silent, repeated = replace(said, id="silent", texts=[""], silent=True), as_repetition(said, 1, 0)
+    cache = type("Cache", (), {"d_encoder": 8, "get": lambda self, key: torch.randn(50, 8)})()
+    own = renderer([{"role": "user", "content": [{"type": "text", "text": "Ask me."}]}, turns[1]])
+
+    def guarded(share, **weights):
+        weights = {"ctc": 0.0, "kl": 1.0, "ce": 1.0, "guard": 1.0} | weights
+        collate = SpokenCollator(cache, renderer, processor.tokenizer, weights, 0, [own], share, repeats_by_ce=True)
+        batch = collate([(said, 0), (silent, 0), (repeated, 0)])
+        assert batch["has_guard"] == (share > 0)
+        return [processor.tokenizer.decode(row.ids) for row in batch["guard"]]
+
+    texts = [processor.tokenizer.decode(row.ids) for row in (own, renderer(with_texts(turns, ["hello"])))]
+    assert guarded(1.0) == [texts[0], texts[1], texts[0], texts[0]]
+    assert guarded(1.0, kl=0.0) == [texts[0]] * 3  # a custom answer is to be learned when typed, too
+    assert guarded(0.0) == [texts[0]]  # a stand-in
+
+
 def test_whispers_decoder_learns_to_hear_and_then_what_it_means(bases, spoken, tmp_path, few_guard_texts):
     adapter = AdapterConfig(**SMALL | {"name": "decoder"})
     ground = train(recipe("ground", bases, spoken, tmp_path / "ground", adapter=adapter))

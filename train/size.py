@@ -101,7 +101,8 @@ def memory_of(
         layer = 60 * n_tokens * text.hidden_size * base / 2
         layers = text.num_hidden_layers
         whole = layer + layers * 2 * n_tokens * text.hidden_size if recipe.activation_checkpointing else layers * layer
-        runs = 1 + GUARD_SHARE * bool(recipe.loss_weights["guard"])
+        guarded = bool(recipe.loss_weights["guard"]) * (2 if recipe.loss_weights["kl"] else 1)
+        runs = 1 + GUARD_SHARE * guarded
         logits = min(n_tokens, LOGIT_ROWS) * text.vocab_size * 4 * 4  # student, teacher, both softened
         memory["activations"] = runs * whole + logits
     elif adapter.name == "decoder":

@@ -6,7 +6,8 @@
   nobody answers, ask to repeat what was said instead, so that the words themselves are carried.
 - `ce` (chat): cross-entropy of the assistant's turns; beside `kl` of those only that have no teacher: answers to sound
   without speech, which it could not read, and what LoRA is to repeat, which a small LLM cannot do even with text.
-- `guard` (chat): KL to the LLM without LoRA on typed text of its own, so that typed chat stays as it was.
+- `guard` (chat): KL to the LLM without LoRA on typed text, so that typed chat stays as it was: text of its own and,
+  beside `kl`, the conversations themselves as if they had been typed.
 - `ctc`: keeps the aligner among the LLM's word embeddings.
 
 Shapes: B samples, A audios over the batch, T encoder frames, D encoder width, L positions, U learned tokens, H LLM
@@ -40,7 +41,7 @@ REPEAT_PROMPTS = (
     "Write down exactly what you heard.",
     "Say that back to me.",
 )
-# Samples that bring a typed text along: each costs as much as a sample does.
+# Samples that bring a text for `guard` along, beside `kl` two: each costs as much as a sample does.
 GUARD_SHARE = 0.25
 # Positions whose logits are held at once: 2,048 over a vocabulary of 128k are 1 GB in float32.
 LOGIT_ROWS = 2048
@@ -105,18 +106,18 @@ class SpokenCollator:
         batch["has_audio"] = bool(frames)
         batch["frames"], batch["n_frames"] = pad_frames(frames or [torch.zeros(8, self.cache.d_encoder)])
         if self.weights["guard"]:
-            drawn = (self._guard_for(sample, epoch) for sample, epoch in samples)
-            batch["guard"] = [text for text in drawn if text is not None]
+            for i, (sample, epoch) in enumerate(samples):
+                # Drawn by sample and epoch, so that a resumed run sees the same, on any number of processes.
+                key = f"guard/{self.seed}/{epoch}/{sample.id}"
+                if draw(key) < self.guard_share:
+                    batch["guard"].append(self.guard[seed_of(key) % len(self.guard)])
+                    if self.weights["kl"] and batch["taught"][i]:
+                        batch["guard"].append(batch["typed"][i])
         batch["counts"] = self._counts(batch)
         batch["has_guard"] = bool(batch["guard"])
         if self.weights["guard"] and not batch["guard"]:
             batch["guard"] = self.guard[:1]
         return batch
-
-    def _guard_for(self, sample: Sample, epoch: int) -> Rendered | None:
-        # Drawn by sample and epoch, so that a resumed run sees the same, on any number of processes.
-        key = f"guard/{self.seed}/{epoch}/{sample.id}"
-        return self.guard[seed_of(key) % len(self.guard)] if draw(key) < self.guard_share else None
 
     def _counts(self, batch: dict[str, Any]) -> dict[str, int]:
         """Tokens that each part of the loss is a mean over, and all that the LLM reads."""
