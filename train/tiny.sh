@@ -31,27 +31,38 @@ except LlasmError as error:
 PY
 mkdir -p "$out" && cd "$out"
 
-# What the steps took on 2 cores without AMX, scaled to this machine by the time of a step of a Transformer layer.
+# What the steps took on 2 cores with AMX, scaled to this machine: speaking by how long hibari takes for a sentence, the
+# rest by a step of a Transformer layer.
 "$bin/python" - <<'PY'
 import time
 import torch
 
+from llasm.tts import load_voice
+
 layer, frames = torch.nn.TransformerEncoderLayer(512, 8, 2048, dropout=0.0, batch_first=True), torch.randn(32, 175, 512)
+engine, voice = load_voice("hibari")
 
 def step():
     with torch.autocast("cpu", torch.bfloat16):
         states = layer(frames)
     states.float().square().mean().backward()
 
-step()
-started = time.perf_counter()
-for _ in range(8):
-    step()
-factor = (time.perf_counter() - started) / 8 / 0.42
-steps = {"speak and answer": 30, "encode": 22, "ground": 7, "align": 6, "chat": 50, "evals": 45}
+def seconds(work):
+    work()
+    started = time.perf_counter()
+    for _ in range(8):
+        work()
+    return (time.perf_counter() - started) / 8
+
+speaking = seconds(lambda: engine.synthesize("What is the capital of France?", voice)) / 0.024
+training = seconds(step) / 0.28  # 0.24 and 0.33 were seen there
+steps = {
+    "speak and answer": 38 * speaking, "encode": 16 * training, "ground": 6 * training,
+    "align": 4 * training, "chat": 34 * training, "evals": 35 * training,
+}
 for name, minutes in steps.items():
-    print(f"{name:16} about {minutes * factor:5.0f} min")
-print(f"{'all':16} about {sum(steps.values()) * factor / 60:5.1f} h; 7 GB of disk, and 10 in LLASM_HOME", flush=True)
+    print(f"{name:16} about {minutes:5.0f} min")
+print(f"{'all':16} about {sum(steps.values()) / 60:5.1f} h; 7 GB of disk, and 10 in LLASM_HOME", flush=True)
 PY
 "$bin/python" -m llasm.data_gen.prompts "$data/text" data/tiny/prompts --speech "$data/speech" \
     --ground 16000 --align 700 --chat 1600 --repeat 800 --keep_out "$root/evals/sets/follow_ups.jsonl" "$root/tests/data/typed.jsonl"
