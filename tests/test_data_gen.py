@@ -342,7 +342,9 @@ from pathlib import Path
 from llasm.tts import load_voice
 here, engine, voice = Path(sys.argv[1]), *load_voice("kokoro:jm_kumo")
 (here / sys.argv[2]).touch()
-while len(list(here.iterdir())) < 3:
+for _ in range(30_000):  # half a minute or more for the others, should one of them fail before
+    if len(list(here.iterdir())) == 3:
+        break
     time.sleep(0.001)
 assert len(engine.synthesize("Hi.", voice))
 """

@@ -55,7 +55,7 @@ def seconds(work):
     return (time.perf_counter() - started) / 8
 
 speaking = seconds(lambda: engine.synthesize("What is the capital of France?", voice)) / 0.024
-training = seconds(step) / 0.28  # 0.24 and 0.33 were seen there
+training = seconds(step) / 0.28  # from 0.24 to 0.42 were seen there
 steps = {
     "speak and answer": 38 * speaking, "encode": 16 * training, "ground": 6 * training,
     "align": 4 * training, "chat": 34 * training, "evals": 35 * training,
