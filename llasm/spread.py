@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from typing import Any
 
 from llasm.errors import LlasmError
@@ -31,13 +31,17 @@ def _run_local(todo: Sequence[Work], n_processes: int, uses_model: bool) -> Iter
         return
     context = get_context("spawn")
     started = context.Value("i", 0)
+    others = active_children()
     with ProcessPoolExecutor(min(n_processes, len(todo)), context, start_worker, (started,)) as pool:
         futures = [pool.submit(work) for work in todo]
         try:
             for future in as_completed(futures):
                 yield future.result()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # What they were at is done again; left alone they would write on behind the caller's lock.
+            for worker in set(active_children()) - set(others):
+                worker.terminate()
+            pool.shutdown(cancel_futures=True)
             raise
 
 
