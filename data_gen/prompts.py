@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--ground", type=int, default=10**9, help="at most this many prompts for `ground`")
     parser.add_argument("--align", type=int, default=4000, help="this many prompts for `align`")
-    parser.add_argument("--chat", type=int, default=0, help="this many prompts for the last stage, `chat`")
+    parser.add_argument("--chat", type=int, default=0, help="this many prompts for stage `chat`")
     parser.add_argument("--repeat", type=int, default=0, help="this many texts that `chat` asks to repeat")
     parser.add_argument("--speech", type=Path, metavar="DIR", help="folder of speechocean762, LJ Speech and Kathleen")
     parser.add_argument(

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llasm.ear import Ear, Written
-from llasm.errors import LlasmError
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,11 @@ class AdapterConfig:
     width: int = 512
     """Inner width of `aligner`, `swiglu`, `mlp` and of `decoder`'s projection."""
     n_layers: int = 4
-    """Transformer layers of `aligner`, and of `decoder` before Whisper's own."""
+    """Transformer layers of `aligner`."""
     n_heads: int = 8
-    """Attention heads of such a layer."""
+    """Attention heads of `aligner`'s layers."""
     dropout: float = 0.1
-    """Dropout in such a layer."""
+    """Dropout in `aligner`'s layers."""
     rate: str = "auto"
     """`fixed`: every frame, or `stack` of them, is a token. `heard`: one token for each LLM token recognised. `aligner`
     has both. `auto`: heard for `decoder`, which has no other, else fixed."""
@@ -324,49 +323,32 @@ class Aligner(Adapter):
 
 
 class DecoderAdapter(Adapter):
-    """Trained layers on the frames, Whisper's own decoder, frozen, that writes down what it hears in them, and a
-    trained projection: each LLM token of the text becomes its embedding and, added to it, what the projection makes of
-    the decoder's last hidden states there, which know more than the text.
+    """Whisper's own decoder, frozen, that writes down what it hears, and a trained projection: for each token of that
+    text the LLM receives its embedding plus what the projection makes of the decoder's last hidden states there.
 
     Behind the frames stands a learned tail: Whisper ends a text by the silence that fills its window of 30 s, which
-    would have to be encoded, and loops where there is none (prefix tuning: Li and Liang, arXiv 2101.00190). Layers and
-    projection start at zero, so that with a trained tail alone it is the cascade of the two models. Stage `ground`
-    teaches layers and tail, the others the projection. A decoder's transcript in front of an LLM: DeSTA2 (arXiv
-    2409.20007, section 2).
+    would have to be encoded, and loops where there is none (prefix tuning: Li and Liang, arXiv 2101.00190). The
+    projection starts at zero, so that with a trained tail alone it is the cascade of the two models. Stage `ground`
+    teaches the tail, the others the projection. A decoder's transcript in front of an LLM: DeSTA2 (arXiv 2409.20007,
+    section 2).
     """
 
     N_TAIL = 32  # frames
-    TAIL_RATE = (
-        10.0  # times the learning rate: a frame's entries are that much larger than weights, whom Adam's steps fit
-    )
 
     def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int) -> None:
         super().__init__(config, d_encoder, d_llm)
-        if d_encoder % config.n_heads:
-            raise LlasmError(f"adapter n_heads {config.n_heads} must divide the encoder's width {d_encoder}")
-        blocks = [_Block(d_encoder, config.n_heads, config.dropout) for _ in range(config.n_layers)]
-        self.blocks = nn.ModuleList(blocks)
         self.tail = nn.Parameter(0.5 * torch.randn(self.N_TAIL, d_encoder))
         self.norm = nn.LayerNorm(d_encoder)
         self.hidden, self.out = nn.Linear(d_encoder, config.width), nn.Linear(config.width, d_llm)
-        for layer in (self.out, *(layer for block in blocks for layer in (block.attn_out, block.down))):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
         self.silence = nn.Parameter(torch.zeros(d_llm))
         self.ear: Ear | None = None  # `LlasmModel.listen`
 
     def unfreeze(self, stage: str) -> None:
-        """`ground` trains what hears, layers and tail; the later stages what tells the LLM of it."""
+        """`ground` trains the tail alone, the later stages everything else: norm, projection and what silence is."""
         for name, parameter in self.named_parameters():
-            hears = name.startswith("blocks.") or name == "tail"
-            parameter.requires_grad_(hears == (stage == "ground"))
-
-    def train(self, mode: bool = True) -> DecoderAdapter:
-        """As nn.Module's, but layers that learn nothing hear without dropout."""
-        super().train(mode)
-        if not self.tail.requires_grad:
-            self.blocks.eval()
-        return self
+            parameter.requires_grad_((name == "tail") == (stage == "ground"))
 
     def forward(self, frames: Tensor, n_frames: Tensor, table: Tensor | None = None) -> AudioTokens:
         """frames [B, T, D] with n_frames [B] of them real, table [V, H] → AudioTokens, one or more for each clip."""
@@ -391,9 +373,6 @@ class DecoderAdapter(Adapter):
 
     def sound(self, frames: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor]:
         """frames [B, T, D], n_frames [B] → [B, T + N_TAIL, D], each clip's tail behind its frames, and what is real."""
-        real = length_mask(n_frames, frames.shape[1])
-        for block in self.blocks:
-            frames = block(frames, real)
         longer = F.pad(frames, (0, 0, 0, self.N_TAIL))
         places = n_frames[:, None] + torch.arange(self.N_TAIL, device=frames.device)
         clips = torch.arange(len(frames), device=frames.device)[:, None]

@@ -319,7 +319,7 @@ def check_messages(messages: Messages) -> None:
         content = message.get("content")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list) or not parts:
-            raise LlasmError(f"message {i}: content must be text or a list of one part or more, not {content!r:.80}")
+            raise LlasmError(f"message {i}: content must be text or a non-empty list of parts, not {content!r:.80}")
         for part in parts:
             _check_part(part, f"message {i}")
     if messages[-1]["role"] != "user":

@@ -38,7 +38,7 @@ def _run_local(todo: Sequence[Work], n_processes: int, uses_model: bool) -> Iter
             for future in as_completed(futures):
                 yield future.result()
         except BaseException:
-            # What they were at is done again; left alone they would write on behind the caller's lock.
+            # What they were at is done again later; left running they would write on after the caller's lock is gone.
             for worker in set(active_children()) - set(others):
                 worker.terminate()
             pool.shutdown(cancel_futures=True)

@@ -274,10 +274,10 @@ def test_the_round_trip_takes_either_spelling():
 
 def test_whisper_hears_clips_of_all_lengths_in_one_batch():
     recogniser = asr.Recogniser("whisper-tiny.en")
-    names = ["france", "planets", "sky"]
+    names = ["france", "ocean", "sky"]
     waves = [audio.decode(f"examples/{name}.wav") for name in names]
     heard = recogniser.transcribe([*waves, np.concatenate([*waves, *waves, *waves, *waves, *waves])])
-    wanted = ["What is the capital of France?", "Which planet is known as the Red Planet?", "Why is the sky blue?"]
+    wanted = ["What is the capital of France?", "Which ocean is the largest?", "Why is the sky blue?"]
     assert [asr.error_rate(w, h) for w, h in zip(wanted, heard)] == [0, 0, 0]
     assert asr.error_rate(" ".join(wanted * 5), heard[3]) < 0.1
     assert recogniser.transcribe(waves[::-1]) == heard[2::-1]

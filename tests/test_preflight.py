@@ -225,7 +225,7 @@ def test_a_transcript_that_whispers_decoder_has_no_room_for(bases, spoken, tmp_p
         texts = [" ".join(["word"] * 500) if row["id"] == "in-3" else text for text in row["meta"]["texts"]]
         return {**row, "meta": {**row["meta"], "texts": texts}}
 
-    fields = bases | {"adapter": AdapterConfig(name="decoder", width=32, n_layers=1, n_heads=2)}
+    fields = bases | {"adapter": AdapterConfig(name="decoder", width=32)}
     data = rewritten(spoken, tmp_path / "wordy", wordy)
     with pytest.raises(LlasmError, match=r"row 'in-3': a transcript of 500 tokens, and Whisper's decoder has room for"):
         planned(data, tmp_path / "out", stage="ground", **fields)
@@ -234,7 +234,7 @@ def test_a_transcript_that_whispers_decoder_has_no_room_for(bases, spoken, tmp_p
 
 @pytest.mark.parametrize("stage", ["align", "chat"])
 def test_an_untrained_decoder_is_nothing_to_go_on_with(bases, spoken, tmp_path, stage):
-    decoder = AdapterConfig(name="decoder", width=32, n_layers=1, n_heads=2)
+    decoder = AdapterConfig(name="decoder", width=32)
     with pytest.raises(LlasmError, match=f"stage {stage} leaves what the adapter 'decoder' hears .* give init a"):
         planned(spoken, tmp_path / "out", stage=stage, **bases | {"adapter": decoder})
 
@@ -249,12 +249,17 @@ def test_memory_that_is_not_there(bases, tmp_path, spoken, monkeypatch, capsys):
     made = recipe(spoken, tmp_path / "out", batch_size=2, **bases)
     plan = preflight(made, read_samples(made.data))
     monkeypatch.setattr(size, "_free_memory", lambda n: plan.memory_bytes["frozen weights"] * 2)
-    size.check_memory(made, plan.memory_bytes)
+    size.check_memory(made, plan.parameters, plan.memory_bytes)
     assert re.search(r"warning: about .* GB are free; try --accumulation 2, --activation_checkpointing, --quanti",
                      capsys.readouterr().out)  # fmt: skip
     monkeypatch.setattr(size, "_free_memory", lambda n: 1.0)
     with pytest.raises(LlasmError, match="memory: about"):
-        size.check_memory(made, plan.memory_bytes)
+        size.check_memory(made, plan.parameters, plan.memory_bytes)
+    with pytest.raises(LlasmError, match=r"try .*--zero 3"):
+        size.check_memory(made, plan.parameters, plan.memory_bytes, n_processes=2)
+    with pytest.raises(LlasmError) as refused:  # a recipe with it is refused beforehand
+        size.check_memory(made, plan.parameters | {"decoder": (1, 0)}, plan.memory_bytes, n_processes=2)
+    assert "--zero" not in str(refused.value) and "try " in str(refused.value)
 
 
 def test_a_merged_model_is_nothing_to_start_from(spoken, tmp_path):

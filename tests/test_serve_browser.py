@@ -212,14 +212,15 @@ def test_two_spoken_turns_then_text_and_a_recording(server, browser, tmp_path):
 
     ask(page, "What did I ask about first?")
     answered(page, 3)
-    planet = tmp_path / "planet.wav"
-    audio.write_wav(planet, audio.decode("examples/planets.wav"), audio.SAMPLE_RATE)
-    send_file(page, planet)
-    assert "2.7 s heard" in answered(page, 4)  # of that recording alone
+    ocean = tmp_path / "copy.wav"
+    audio.write_wav(ocean, audio.decode("examples/ocean.wav"), audio.SAMPLE_RATE)
+    send_file(page, ocean)
+    fourth = answered(page, 4)
+    assert "Pacific" in fourth and "2.1 s heard" in fourth  # of that recording alone
 
     messages = saved(page)
     check_messages(messages[:-1])
-    sent, file = (audio.decode(clip) for clip in (messages[6]["content"][0]["audio"], "examples/planets.wav"))
+    sent, file = (audio.decode(clip) for clip in (messages[6]["content"][0]["audio"], "examples/ocean.wav"))
     np.testing.assert_allclose(sent, file, atol=1e-3)
     assert [message["role"] for message in messages] == ["user", "assistant"] * 4
     kinds = [part["type"] for message in messages[::2] for part in message["content"]]
@@ -229,8 +230,8 @@ def test_two_spoken_turns_then_text_and_a_recording(server, browser, tmp_path):
     page.reload()
     page.wait_for_selector("#chat .examples")
     assert page.locator("#chat .message-row").count() == 0
-    send_file(page, planet)
-    assert "Mars" in answered(page, 1)
+    send_file(page, ocean)
+    assert "Pacific" in answered(page, 1)
     assert page.faults == []
 
 
@@ -435,8 +436,8 @@ def test_phone_width_needs_no_sideways_scroll(server, browser):
 def test_waiting_an_attached_files_name_and_the_theme(server, browser):
     page = visit(browser(color_scheme="light"), server[0])
     assert page.evaluate("() => document.activeElement.matches('#box textarea')")
-    page.set_input_files("#box input[type=file]", "examples/planets.wav")
-    page.wait_for_selector("#box .thumbnail-item[data-name='planets.wav']")
+    page.set_input_files("#box input[type=file]", "examples/ocean.wav")
+    page.wait_for_selector("#box .thumbnail-item[data-name='ocean.wav']")
     page.focus("#box textarea")
     page.keyboard.press("Enter")
     page.wait_for_selector("#chat .waiting")

@@ -197,9 +197,8 @@ def test_whispers_decoder_learns_to_hear_and_then_what_it_means(bases, spoken, t
     start = {prefix + name: p.bfloat16() for name, p in untrained.model.multi_modal_projector.named_parameters()}
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (ground, align))
     assert before.keys() == after.keys() == start.keys()  # nothing of Whisper's own
-    hearing = [name for name in start if name.removeprefix(prefix).startswith(("blocks.", "tail"))]
-    assert len(hearing) == 13 and all(torch.equal(before[name], after[name]) for name in hearing)
-    assert not torch.equal(start[prefix + "tail"], before[prefix + "tail"])
+    tail = prefix + "tail"
+    assert torch.equal(before[tail], after[tail]) and not torch.equal(start[tail], before[tail])
     meaning = prefix + "out.weight"
     assert torch.equal(start[meaning], before[meaning]) and not torch.equal(before[meaning], after[meaning])
     log = metrics_of(ground)["log"][0]

@@ -71,7 +71,7 @@ def train(recipe: Recipe) -> Path | None:
         plan = preflight(recipe, read_samples(recipe.data), n_processes)
         if rank == 0:
             plan.show(recipe)
-            check_memory(recipe, plan.memory_bytes, n_processes)
+            check_memory(recipe, plan.parameters, plan.memory_bytes, n_processes)
         if recipe.dry_run:
             return None
         if rank == 0:

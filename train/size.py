@@ -109,8 +109,7 @@ def memory_of(
         deep = 60 * hearing.d_model * hearing.decoder_layers * base / 2  # bytes a token, as a layer of the LLM above
         both = 2 * hearing.d_model * hearing.decoder_layers * base  # keys and values that a frame has in the decoder
         logits = 3 * 4 * hearing.vocab_size  # in float32, softened, and their gradient
-        frame = adapter.n_layers * 34 * hearing.d_model * base / 2 + both
-        memory["activations"] = n_frames * frame + rows * longest * (deep + logits)
+        memory["activations"] = n_frames * both + rows * longest * (deep + logits)
     else:
         sampled = (recipe.n_negatives + 40 * rows) * 4 * 3
         token = adapter.n_layers * 34 * adapter.width * base / 2 + sampled
@@ -119,7 +118,9 @@ def memory_of(
     return memory
 
 
-def check_memory(recipe: Recipe, memory: dict[str, float], n_processes: int = 1) -> None:
+def check_memory(
+    recipe: Recipe, parameters: dict[str, tuple[int, int]], memory: dict[str, float], n_processes: int = 1
+) -> None:
     """Says what to change where the estimate is above what is free; raises where the weights alone are."""
     free = _free_memory(n_processes)
     needed = sum(memory.values())
@@ -132,7 +133,7 @@ def check_memory(recipe: Recipe, memory: dict[str, float], n_processes: int = 1)
         hints.append("--activation_checkpointing")
     if recipe.stage != "ground" and recipe.quantization == "none":
         hints.append("--quantization nf4")
-    if n_processes > 1 and recipe.zero < 3:
+    if n_processes > 1 and recipe.zero < 3 and "decoder" not in parameters:  # with which preflight refuses it
         hints.append("--zero 3")
     advice = "; try " + ", ".join(hints) if hints else "; take a smaller LLM or a larger machine"
     text = f"about {needed / GB:.1f} GB are needed and {free / GB:.1f} GB are free{advice}"

@@ -1,9 +1,10 @@
 """Stages `align` and `chat`: the LLM hears speech; the loss is on what the assistant says.
 
-- `kl` (align): the LLM is to answer the speech as it answers the transcript. Both runs of the same frozen LLM read
-  the same answer, its own; the loss is the KL divergence between their next-token distributions on it, the end of turn
-  included, softened by a temperature (DiVA, arXiv 2410.02678, section 3). A share of the samples, and recordings that
-  nobody answers, ask to repeat what was said instead, so that the words themselves are carried.
+- `kl` (align, and chat where it is given): the LLM is to answer the speech as it answers the transcript. Both runs of
+  the same LLM, the teacher's without LoRA, read the same answer, its own; the loss is the KL divergence between their
+  next-token distributions on it, the end of turn included, softened by a temperature (DiVA, arXiv 2410.02678, section
+  3). A share of the samples, and recordings that nobody answers, ask to repeat what was said instead, so that the words
+  themselves are carried.
 - `ce` (chat): cross-entropy of the assistant's turns; beside `kl` of those only that have no teacher: answers to sound
   without speech, which it could not read, and what LoRA is to repeat, which a small LLM cannot do even with text.
 - `guard` (chat): KL to the LLM without LoRA on typed text, so that typed chat stays as it was: text of its own and,

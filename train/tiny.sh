@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The embedded default from public text and recordings to figures: data → ground → align → chat → evals.
+# The embedded default from public text and recordings to figures: data → ground → align → chat → sft → evals.
 #
 #   train/tiny.sh DATA_DIR [OUT_DIR]      (make train-tiny DATA=DATA_DIR)
 #
@@ -58,7 +58,7 @@ speaking = seconds(lambda: engine.synthesize("What is the capital of France?", v
 training = seconds(step) / 0.28  # from 0.24 to 0.42 were seen there
 steps = {
     "speak and answer": 38 * speaking, "encode": 16 * training, "ground": 6 * training,
-    "align": 4 * training, "chat": 34 * training, "evals": 35 * training,
+    "align": 4 * training, "chat": 34 * training, "sft": 7 * training, "evals": 45 * training,
 }
 for name, minutes in steps.items():
     print(f"{name:16} about {minutes:5.0f} min")
@@ -75,9 +75,10 @@ PY
 "$bin/llasm" train tiny_ground --resume
 "$bin/llasm" train tiny_align --resume
 "$bin/llasm" train tiny_default_chat --resume
+"$bin/llasm" train tiny_default_chat_sft --resume
 if [ ! -d llasm-tiny ]; then
     rm -rf unfinished
-    "$bin/llasm" export --model runs/tiny_default_chat --format adapter --output unfinished
+    "$bin/llasm" export --model runs/tiny_default_chat_sft --format adapter --output unfinished
     mv unfinished llasm-tiny
 fi
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The choices behind the embedded default, one by one: the tables in the appendix of its card.
+# The choices behind the embedded default, one by one: tables in the appendix of its card (the older there: commit d08716e).
 #
 #   train/tiny_experiments.sh DATA_DIR OUT_DIR [NAME …]
 #
@@ -40,7 +40,8 @@ build() {  # NAME PROMPTS [options]: as many rows in another way
     ! chosen "$1" || [ -f "data/$1/README.md" ] || "$bin/llasm" data build tiny_ground --output "data/$1" \
         --sources "[{\"path\": \"$prompts/ground.jsonl\", \"limit\": $2}]" "${@:3}"
 }
-build one_voice 3900 --speak.voices '["hibari"]' --vary.noise "[\"$data/noise/esc10\"]"
+build one_voice 3900 --speak.voices '["hibari"]' --vary.noise "[\"$data/noise/esc10\"]" \
+    --vary.licence "CC BY 3.0" --vary.attribution "the Freesound authors listed in the README of github karoldvl/ESC-10"
 build clean 7800 --vary.variants 0
 train() {  # RECIPE NAME [options]
     [ -f "runs/$2/metrics.json" ] || "$bin/llasm" train "$1" --output "runs/$2" --n_examples 0 --resume "${@:3}"

@@ -22,8 +22,6 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from llasm.adapter import DecoderAdapter
-
 from .data import LengthGroupedOrder
 from .recipe import Recipe
 
@@ -104,15 +102,15 @@ class StageTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """Adapter, its tail and LoRA each with a learning rate of their own; no decay for norms, biases and scales."""
+        """Adapter and LoRA each with a learning rate of its own; no decay for norms, biases and scales."""
         if self.optimizer is None:
             cls, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             rate = settings.pop("lr")
-            rates = {"lora": self.recipe.lora_learning_rate, "tail": DecoderAdapter.TAIL_RATE * rate, "adapter": rate}
+            rates = {"lora": self.recipe.lora_learning_rate, "adapter": rate}
             groups: dict[tuple[str, bool], list[Any]] = {}
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
-                    part = "lora" if "lora_" in name else "tail" if name.endswith(".tail") else "adapter"
+                    part = "lora" if "lora_" in name else "adapter"
                     groups.setdefault((part, parameter.ndim > 1), []).append(parameter)
             self.optimizer = cls(
                 [
