@@ -13,6 +13,7 @@ import time
 import numpy as np
 import psutil
 import pytest
+from programs import needs_espeak
 
 from llasm import asr, audio, effects
 from llasm.data_gen import respond
@@ -27,7 +28,6 @@ from llasm.records import records
 from llasm.tts import load_voice
 
 SHORT = ["Is it far?", "Where is the station?", "What time is it now?", "Who wrote this book?", "How old is the king?"]
-needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="the program espeak-ng is not installed")
 
 
 def questions(path, n=5, text="{}"):

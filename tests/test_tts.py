@@ -1,19 +1,16 @@
 """The voices: each speaks, the same twice, and says what it lacks."""
 
 import os
-import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from programs import needs_espeak, needs_flite
 
 from llasm import asr, audio
 from llasm.errors import LlasmError
 from llasm.tts import load_engine, load_voice, load_voices
-
-needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="the program espeak-ng is not installed")
-needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="the program flite is not installed")
 
 
 @pytest.mark.parametrize(
