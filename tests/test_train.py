@@ -1,5 +1,6 @@
 """Losses, data order and recipes, and both stages run for real on tiny random bases."""
 
+import itertools
 import json
 import os
 import re
@@ -429,6 +430,17 @@ def test_order_follows_from_seed_and_epoch():
     assert len(order) == 100 and len(set(order)) == 100 and list(order) == list(other)
     other.set_epoch(1)
     assert all(102 <= i < 204 for i in other) and [i - 102 for i in other] != list(order)
+
+
+def test_batches_are_of_like_length_and_their_lengths_of_no_order():
+    lengths = [(7 * i) % 800 for i in range(800)]
+    rows = [lengths[i] for i in LengthGroupedOrder(lengths, 8, seed=0)]
+    batches = [rows[i : i + 8] for i in range(0, 800, 8)]
+    assert rows[0] == max(lengths)  # where memory that is too small shows at once
+    assert all(max(batch) - min(batch) < 100 for batch in batches[1:])
+    means = [sum(batch) / 8 for batch in batches]
+    assert 35 < sum(after > before for before, after in itertools.pairwise(means)) < 64
+    assert all(min(some) < 200 and max(some) > 600 for some in (means[i : i + 25] for i in range(0, 100, 25)))
 
 
 def test_held_out_rows_do_not_depend_on_the_order():

@@ -275,7 +275,8 @@ def _n_words(sample: Sample) -> int:
 
 
 class LengthGroupedOrder(Sampler):
-    """Batches of like length in an order that follows from (seed, epoch) alone, so a resumed run repeats it.
+    """Batches of like length, long and short ones mixed, in an order that follows from (seed, epoch) alone, so a
+    resumed run repeats it.
 
     Yields indices of `Samples`: epoch · rows + row.
     batch_size: samples of a whole optimiser step, so that the order is the same on any number of processes.
@@ -294,4 +295,9 @@ class LengthGroupedOrder(Sampler):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
         indices = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
-        return (self.epoch * len(self.lengths) + index for index in indices[: len(self)])
+        # As they come, 50 batches go from the longest to the shortest rows: what is short would be learned at some
+        # steps and forgotten at the others. The longest row stays in front, where memory that is too small shows.
+        first, *others = (indices[i : i + self.batch_size] for i in range(0, len(self), self.batch_size))
+        mixed = torch.randperm(len(others), generator=generator).tolist()
+        rows = first + [index for i in mixed for index in others[i]]
+        return (self.epoch * len(self.lengths) + row for row in rows)
