@@ -295,8 +295,8 @@ class LengthGroupedOrder(Sampler):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
         indices = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
-        # As they come, 50 batches go from the longest to the shortest rows: what is short would be learned at some
-        # steps and forgotten at the others. The longest row stays in front, where memory that is too small shows.
+        # As they come, 50 batches go from the longest to the shortest rows, so what is short would be left out for
+        # dozens of steps. The longest row stays in front, where memory that is too small shows.
         first, *others = (indices[i : i + self.batch_size] for i in range(0, len(self), self.batch_size))
         mixed = torch.randperm(len(others), generator=generator).tolist()
         rows = first + [index for i in mixed for index in others[i]]
