@@ -8,7 +8,7 @@ llms_from_scratch_instructions, open_assistant_sample, slurp_text, clinc_oos, sn
 from; sources and licences are kept in every row's `meta`.
 
 Writes `ground.jsonl`, `align.jsonl`, `chat.jsonl` and `repeat.jsonl` (disjoint; the last is what `chat` asks to repeat:
-texts that ground could have, and as many statements out of the answers to the instructions). Held out are all of
+three quarters statements out of the answers to the instructions, and texts that ground could have). Held out are all of
 `webquestions_devtest` and every 20th row of each other source, of which `trivia.jsonl` has 500 of the open trivia, to
 evaluate with, and `dev.jsonl` the other held-out questions that have answers, to choose by; a prompt whose normalised
 text equals a held-out one, or any text in the JSONL of --keep_out, is dropped.
@@ -228,7 +228,7 @@ def build(
             forbidden.add(key)
             said.append({"id": f"{source}-said-{len(said)}", "text": text, "meta": credited(source, licence)})
     random.Random(seed).shuffle(said)
-    said = said[: n_repeat // 2]
+    said = said[: n_repeat * 3 // 4]
     n_rest = max(0, len(rest) - (n_repeat - len(said)))
     ground, repeat = rest[:n_rest][:n_ground], rest[n_rest:] + said
     random.Random(seed).shuffle(repeat)

@@ -34,7 +34,10 @@ def texts(tmp_path):
             {"instruction": "Name three colours.", "input": "", "output": "Red, blue: green."}
         ],
         "open_assistant_sample/en_100_tree.jsonl": {
-            "prompt": {"text": "How do I bake bread?", "replies": [{"text": "Mix it well.\nThen wait.", "replies": []}]}
+            "prompt": {
+                "text": "How do I bake bread?",
+                "replies": [{"text": "Mix it well.\nThen wait.\nLet it rise.\nBake it hot.", "replies": []}],
+            }
         },
         "slurp_text/devel.jsonl": {"sentence": "wake me up at seven"},
         "clinc_oos/data_full.json": {"train": [["how much is my bill", "bill"]]},
@@ -65,10 +68,11 @@ def test_no_list_says_what_is_held_out(texts):
     assert sum(map(len, learned)) == len(set.union(*learned)) and len(made["repeat"]) == 10
 
 
-def test_half_of_what_is_repeated_are_statements(texts):
+def test_three_quarters_of_what_is_repeated_are_statements(texts):
     made = prompts.build(texts, 10**9, 5, 5, n_repeat=4)
-    said = [row["text"] for row in made["repeat"] if "-said-" in row["id"]]
-    assert sorted(said) == ["Mix it well.", "Rain falls on the roof."] and len(made["repeat"]) == 4
+    said = {row["text"] for row in made["repeat"] if "-said-" in row["id"]}
+    assert said < {"Mix it well.", "Let it rise.", "Bake it hot.", "Rain falls on the roof."}
+    assert len(said) == 3 and len(made["repeat"]) == 4
 
 
 def test_questions_to_choose_by_are_not_those_to_report(texts, tmp_path, monkeypatch):

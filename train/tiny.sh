@@ -57,21 +57,22 @@ def seconds(work):
 speaking = seconds(lambda: engine.synthesize("What is the capital of France?", voice)) / 0.024
 training = seconds(step) / 0.28  # from 0.24 to 0.42 were seen there
 steps = {
-    "speak and answer": 38 * speaking, "encode": 16 * training, "ground": 6 * training,
-    "align": 5 * training, "chat": 34 * training, "sft": 7 * training, "evals": 45 * training,
+    "speak and answer": 49 * speaking, "encode": 16 * training, "ground": 6 * training,
+    "align": 5 * training, "chat": 37 * training, "sft": 8 * training, "evals": 45 * training,
 }
 for name, minutes in steps.items():
     print(f"{name:16} about {minutes:5.0f} min")
 print(f"{'all':16} about {sum(steps.values()) / 60:5.1f} h; 7 GB of disk, and 10 in LLASM_HOME", flush=True)
 PY
 "$bin/python" -m llasm.data_gen.prompts "$data/text" data/tiny/prompts --speech "$data/speech" \
-    --ground 16000 --align 700 --chat 1600 --repeat 800 --keep_out "$root/evals/sets/follow_ups.jsonl" "$root/tests/data/typed.jsonl"
+    --ground 16000 --align 700 --chat 1600 --repeat 4000 --keep_out "$root/evals/sets/follow_ups.jsonl" "$root/tests/data/typed.jsonl"
 "$bin/llasm" data build tiny_ground "${noise[@]}"
 "$bin/llasm" data build tiny_kokoro "${noise[@]}"
 "$bin/llasm" data build tiny_people "${noise[@]}"
 "$bin/llasm" data build tiny_align "${noise[@]}"
 "$bin/llasm" data build tiny_default_chat "${noise[@]}"
 "$bin/llasm" data build tiny_repeat "${noise[@]}"
+"$bin/llasm" data build tiny_repeat_heard "${noise[@]}"
 "$bin/llasm" train tiny_ground --resume
 "$bin/llasm" train tiny_align --resume
 "$bin/llasm" train tiny_default_chat --resume
