@@ -7,6 +7,7 @@ print(model.chat([{"role": "user", "content": [{"type": "audio", "audio": "quest
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from llasm.errors import LlasmError
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from llasm.chat import ChatModel, Reply, load
 
 __all__ = ["ChatModel", "LlasmError", "Reply", "load"]
+
+# bitsandbytes, installed but not asked for, need not speak of a kernel for 4 bits. Here, before any module of ours,
+# since transformers imports it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,6 @@ everything into one ordinary transformers directory.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 from importlib.resources import files
@@ -39,9 +38,7 @@ _LOGS = ("metrics.json", "loss.png")
 _CARD, _LOSS_PICTURE = "README.md", "![loss](loss.png)\n\n"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
-# Of what is installed but not asked for, libraries need not speak: bitsandbytes of a kernel for 4 bits, DeepSpeed of
-# having found no GPU.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# DeepSpeed, installed but not asked for, need not speak of having found no GPU.
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 

@@ -1,5 +1,8 @@
 """What a user can get wrong on the command line: one line that names it, exit code 2, no traceback."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import soundfile
@@ -49,6 +52,12 @@ def test_bad_options(capsys, argv, named):
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and named in error
+
+
+def test_no_library_speaks_beside_the_one_line(tmp_path):
+    command = [sys.executable, "-m", "llasm.cli", "train", "tiny_align"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "llasm data build" in done.stderr
 
 
 def test_turns_of_the_interactive_chat(tmp_path):
