@@ -9,8 +9,9 @@
 # NAMEs only those are run; lora and no_lora need `align`, aligner_align `aligner`. Run again, it goes on where it was
 # interrupted. About 2 hours on 2 cores.
 set -euo pipefail
-data=$(realpath "${1:?usage: train/tiny_experiments.sh DATA_DIR OUT_DIR [NAME …]}")
-tiny=$(realpath "${2:?usage: train/tiny_experiments.sh DATA_DIR OUT_DIR [NAME …]}")
+[ $# -ge 2 ] && [ -d "$1" ] && [ -d "$2" ] || { echo "usage: train/tiny_experiments.sh DATA_DIR OUT_DIR [NAME …]: '${1:-}' and '${2:-}' must be folders" >&2; exit 2; }
+data=$(realpath "$1")
+tiny=$(realpath "$2")
 wanted=" ${*:3} "
 grounds=(all half quarter one_voice clean aligner)
 known=("${grounds[@]}" align repeat_0 repeat_50 temperature_1 temperature_4 aligner_align swiglu lora no_lora)
