@@ -58,7 +58,7 @@ speaking = seconds(lambda: engine.synthesize("What is the capital of France?", v
 training = seconds(step) / 0.28  # from 0.24 to 0.42 were seen there
 steps = {
     "speak and answer": 49 * speaking, "encode": 16 * training, "ground": 7 * training,
-    "align": 5 * training, "chat": 40 * training, "sft": 8 * training, "evals": 45 * training,
+    "align": 5 * training, "chat": 40 * training, "sft": 8 * training, "evals": 46 * training,
 }
 for name, minutes in steps.items():
     print(f"{name:16} about {minutes:5.0f} min")
