@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from llasm.audio import MAX_PIECE_SECONDS
 from llasm.errors import LlasmError
 from llasm.options import check_numbers, option_parser, parse_options, recipe_path
 
@@ -111,8 +112,8 @@ class Speak:
     one voice, drawn by its id from those that speak its language."""
     speed: tuple[float, float] = (0.85, 1.2)
     """Each turn draws its speed from this range; 1 is the voice's own pace."""
-    max_seconds: float = 30.0
-    """Longer clips are dropped."""
+    max_seconds: float = MAX_PIECE_SECONDS
+    """Longer clips are dropped; 29.68 is what Whisper's window of 30 s has room for."""
     audio_format: Literal["flac", "opus"] = "flac"
     """How clips are stored: FLAC keeps every sample, Opus (32 kbit/s) takes a quarter of the space."""
 
@@ -202,8 +203,10 @@ class Recipe:
                 raise LlasmError(f"recipe: vary.{name} is {getattr(self.vary, name)}; the lower comes first")
         if not 0 < self.filter.near_duplicates <= 1:
             raise LlasmError(f"recipe: filter.near_duplicates is {self.filter.near_duplicates}; it must lie in (0, 1]")
-        if not 0 < self.speak.max_seconds <= 30:
-            raise LlasmError(f"recipe: speak.max_seconds is {self.speak.max_seconds}; Whisper hears at most 30")
+        if not 0 < self.speak.max_seconds <= MAX_PIECE_SECONDS:
+            raise LlasmError(
+                f"recipe: speak.max_seconds is {self.speak.max_seconds}; at most {MAX_PIECE_SECONDS} fit Whisper"
+            )
         low, high = self.speak.speed
         if not 0.5 <= low <= high <= 2:
             raise LlasmError(f"recipe: speak.speed is {low} to {high}; it must lie within 0.5 to 2, the lower first")

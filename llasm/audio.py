@@ -36,6 +36,7 @@ TAIL_SECONDS = 0.32  # seconds of silence after the audio, so that the last word
 TAIL_SAMPLES = round(TAIL_SECONDS * SAMPLE_RATE)  # samples
 TOKEN_SAMPLES = 1280  # samples; chunks are padded to a multiple of it: 8 mel frames, 4 encoder frames
 MAX_PIECE_SAMPLES = CHUNK_SAMPLES - TAIL_SAMPLES  # samples of sound in one chunk: the tail needs its room
+MAX_PIECE_SECONDS = MAX_PIECE_SAMPLES / SAMPLE_RATE
 
 CUT_SEARCH_SECONDS = 3  # seconds at the end of a full window in which a place to cut is looked for
 CUT_STEP_SAMPLES = 160  # samples (10 ms): how finely places to cut are compared

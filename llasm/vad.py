@@ -38,12 +38,14 @@ def speech_spans(wave: audio.Wave, min_silence_ms: int = 300) -> list[tuple[int,
             _model(),
             sampling_rate=audio.SAMPLE_RATE,
             min_silence_duration_ms=min_silence_ms,
-            max_speech_duration_s=audio.MAX_PIECE_SAMPLES / audio.SAMPLE_RATE,
+            max_speech_duration_s=audio.MAX_PIECE_SECONDS,
         )
     return [(span["start"], span["end"]) for span in found]
 
 
-def segments(wave: audio.Wave, max_seconds: float = 30.0, margin_seconds: float = 0.2) -> list[tuple[int, int]]:
+def segments(
+    wave: audio.Wave, max_seconds: float = audio.MAX_PIECE_SECONDS, margin_seconds: float = 0.2
+) -> list[tuple[int, int]]:
     """Spans of at most `max_seconds` that hold all the speech, cut at pauses; as few as fit.
 
     Neighbouring stretches of speech are joined while they fit together; `margin_seconds` of the pause is kept on

@@ -178,7 +178,8 @@ CLIP = ("audios", 0, "bytes")
         (CLIP, b"", "an audio has no bytes"),
         (CLIP, b"garbage", "row 'in-"),
         (CLIP, wav(np.full(16000, np.nan, np.float32), "FLOAT"), "row 'in-"),
-        (CLIP, wav(np.full(45 * 16000, 0.1)), "a clip is longer than 30 s"),
+        (CLIP, wav(np.full(45 * 16000, 0.1)), "a clip is longer than 29.68 s"),
+        (CLIP, wav(np.full(int(29.8 * 16000), 0.1)), "a clip is longer than 29.68 s"),  # no room for the tail
     ],
 )
 def test_each_breach_of_the_contract_is_named(path, value, message, bases, tmp_path, spoken):

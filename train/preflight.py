@@ -203,7 +203,7 @@ def _with_content(recipe: Recipe, samples: list[Sample]) -> list[Sample]:
 
 def _fault(recipe: Recipe, sample: Sample) -> str:
     where = f"{sample.origin}: row {sample.id!r}"
-    limit = audio.CHUNK_SECONDS
+    limit = audio.MAX_PIECE_SECONDS
     n_parts = sum(part["type"] == "audio" for message in sample.messages for part in message["content"])
     if n_parts != len(sample.keys):
         return f"{where}: {n_parts} audio parts, but {len(sample.keys)} audios"
