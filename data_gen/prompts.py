@@ -7,15 +7,18 @@ TEXT_DIR holds `qa/NAME.jsonl` (webquestions_trainmodel, _val and _devtest, effi
 llms_from_scratch_instructions, open_assistant_sample, slurp_text, clinc_oos, snips_nlu. CREDITS names where they come
 from; sources and licences are kept in every row's `meta`.
 
-Writes `ground.jsonl`, `align.jsonl`, `chat.jsonl` and `repeat.jsonl` (disjoint; the last is what `chat` asks to repeat:
-three quarters statements out of the answers to the instructions, and texts that ground could have). Held out are all of
-`webquestions_devtest` and every 20th row of each other source, of which `trivia.jsonl` has 500 of the open trivia, to
-evaluate with, and `dev.jsonl` the other held-out questions that have answers, to choose by; a prompt whose normalised
-text equals a held-out one, or any text in the JSONL of --keep_out, is dropped.
+Writes `ground.jsonl`, `align.jsonl`, `chat.jsonl`, `repeat.jsonl` and `short.jsonl`, which are disjoint. `repeat` is
+what `chat` asks to repeat: three quarters statements out of the answers to the instructions, and texts that ground
+could have. `short` is for ground too, one or two words each: prompts that are no longer ("Yes please"), then answers.
+Held out are all of `webquestions_devtest` and every 20th row of each other source, of which `trivia.jsonl` has 500 of
+the open trivia, to evaluate with, and `dev.jsonl` the other held-out questions that have answers, to choose by; a
+prompt whose normalised text equals a held-out one, or any text in the JSONL of --keep_out, is dropped, and so is a
+short one that equals an answer held out.
 
 --speech holds speechocean762_adult_train and kathleen_cc0, each with a `manifest.jsonl` of rows {"id", "audio", "text",
-"speaker"}, and ljspeech_bits, with `metadata.csv` and `audio/*.flac`. It adds `speech.jsonl`, recordings of
-speechocean762 and LJ Speech, and `speech_heldout.jsonl`: 15 speakers of speechocean762, and all of Kathleen.
+"speaker"}, ljspeech_bits, with `metadata.csv` and `audio/*.flac`, and fsdd, with `recordings/DIGIT_SPEAKER_N.wav`. It
+adds `speech.jsonl`, recordings of speechocean762 and LJ Speech, and `speech_heldout.jsonl`: 15 speakers of
+speechocean762, all of Kathleen and the spoken digits of fsdd.
 """
 
 from __future__ import annotations
@@ -35,10 +38,11 @@ from llasm.files import jsonl, write_whole
 HELD_OUT_EVERY = 20
 HELD_OUT_SPEAKERS = 15
 N_TRIVIA = 500  # of the held-out open trivia, as `llasm eval --task custom` reads them
-MAX_WORDS, MAX_CHARS = 28, 170
+MIN_WORDS, MAX_WORDS, MAX_CHARS = 3, 28, 170  # of a prompt; what is shorter is `short`
 # The open trivia questions cover names best, the assistant requests repeat a few hundred templates.
 LIMITS = {"clinc_oos": 3000, "snips_nlu": 3000}
 UNANSWERED = {"snips_nlu"}
+DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 _QUESTION = re.compile(
     r"^(who|what|when|where|which|why|how|whose|whom|is|are|was|were|do|does|did|can|could|will|would|should"
     r"|has|have|had|may)\b",
@@ -60,6 +64,7 @@ CREDITS = {  # whom the data cards and the model card name, by the beginning of 
     "speechocean762": "github jimbozhang/speechocean762",
     "ljspeech": "the LJ Speech data set, by Keith Ito and Linda Johnson",
     "kathleen": "github rhasspy/dataset-voice-kathleen",
+    "fsdd": "github Jakobovski/free-spoken-digit-dataset",
 }
 
 Row = dict[str, object]
@@ -132,10 +137,10 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
 
 
-def plain(text: str) -> bool:
+def plain(text: str, min_words: int = MIN_WORDS, max_words: int = MAX_WORDS) -> bool:
     """Short, and without anything that reads differently from how it is written."""
     words = text.split()
-    return 3 <= len(words) <= MAX_WORDS and len(text) <= MAX_CHARS and not _UNSPEAKABLE.search(text)
+    return min_words <= len(words) <= max_words and len(text) <= MAX_CHARS and not _UNSPEAKABLE.search(text)
 
 
 class Truecaser:
@@ -189,6 +194,7 @@ def build(
     n_align: int,
     n_chat: int,
     n_repeat: int = 0,
+    n_short: int = 0,
     aside: set[str] | frozenset[str] = frozenset(),
     seed: int = 0,
 ) -> dict[str, list[Row]]:
@@ -204,6 +210,7 @@ def build(
         is_heldout = source == "webquestions_devtest" or counts[source] % HELD_OUT_EVERY == 0
         (heldout if is_heldout else rows).append(row)
     forbidden = {normalise(str(row["text"])) for row in heldout} | aside
+    answers_heldout = {normalise(answer) for row in heldout for answer in row["meta"]["answers"]}  # type: ignore[index]
     truecase = Truecaser([str(row["text"]) for row in rows])
     random.Random(seed).shuffle(rows)
     kept: list[Row] = []
@@ -232,7 +239,27 @@ def build(
     n_rest = max(0, len(rest) - (n_repeat - len(said)))
     ground, repeat = rest[:n_rest][:n_ground], rest[n_rest:] + said
     random.Random(seed).shuffle(repeat)
-    return {"ground": ground, "align": align, "chat": chat, "repeat": repeat, "heldout": heldout}
+    short = []
+    for row in brief(rows):
+        key = normalise(str(row["text"]))
+        if key not in forbidden and key not in answers_heldout:
+            forbidden.add(key)
+            short.append({**row, "text": truecase(str(row["text"]))})
+    made = {"ground": ground, "align": align, "chat": chat, "repeat": repeat, "short": short[:n_short]}
+    return {**made, "heldout": heldout}
+
+
+def brief(rows: list[Row]) -> Iterator[Row]:
+    """What is shorter than a prompt may be: rows themselves, then the first answer of each."""
+    answers = [
+        {**row, "id": f"{row['id']}-answer", "text": answer}
+        for row in rows
+        for answer in row["meta"]["answers"][:1]  # type: ignore[index]
+    ]
+    for row in rows + answers:
+        text = str(row["text"])
+        if normalise(text) and plain(text, 1, MIN_WORDS - 1):
+            yield {**row, "meta": {**row["meta"], "answers": []}}  # type: ignore[dict-item]
 
 
 def recordings(root: Path, texts: list[str], seed: int = 0) -> tuple[list[Row], list[Row]]:
@@ -256,8 +283,15 @@ def recordings(root: Path, texts: list[str], seed: int = 0) -> tuple[list[Row], 
         {"id": name, "audio": str((folder / "audio" / f"{name}.flac").resolve()), "text": truecase(text), "meta": meta}
         for name, _, text in read
     ]
+    digits: list[Row] = [
+        {"id": file.stem, "audio": str(file.resolve()), "text": f"{DIGITS[int(digit)]}.", "speaker": speaker}
+        for file in sorted((root / "fsdd/recordings").glob("*.wav"))
+        for digit, speaker, _ in [file.stem.split("_")]
+    ]
+    meta = credited("fsdd", "CC BY-SA 4.0")
+    others = manifest("kathleen_cc0", "CC0 1.0") + [{**row, "meta": meta} for row in digits]
     training = [row for row in ocean if row["speaker"] not in aside] + lj
-    return training, [row for row in ocean if row["speaker"] in aside] + manifest("kathleen_cc0", "CC0 1.0")
+    return training, [row for row in ocean if row["speaker"] in aside] + others
 
 
 def main() -> None:
@@ -268,7 +302,8 @@ def main() -> None:
     parser.add_argument("--align", type=int, default=4000, help="this many prompts for `align`")
     parser.add_argument("--chat", type=int, default=0, help="this many prompts for stage `chat`")
     parser.add_argument("--repeat", type=int, default=0, help="this many texts that `chat` asks to repeat")
-    parser.add_argument("--speech", type=Path, metavar="DIR", help="folder of speechocean762, LJ Speech and Kathleen")
+    parser.add_argument("--short", type=int, default=0, help="this many texts of one or two words for `ground`")
+    parser.add_argument("--speech", type=Path, metavar="DIR", help="folder of the recordings named above")
     parser.add_argument(
         "--keep_out", type=Path, nargs="+", default=[], metavar="FILE", help="JSONL whose texts no prompt repeats"
     )
@@ -278,7 +313,7 @@ def main() -> None:
             parser.error(f"{path}: there is no such folder")
     try:
         aside = kept_out(args.keep_out)
-        prompts = build(args.text_dir, args.ground, args.align, args.chat, args.repeat, aside)
+        prompts = build(args.text_dir, args.ground, args.align, args.chat, args.repeat, args.short, aside)
         spoken = recordings(args.speech, [str(row["text"]) for row in prompts["ground"]]) if args.speech else None
     except LlasmError as error:
         parser.error(str(error))

@@ -47,7 +47,7 @@ class Vary:
             kind: [sha256(file.read_bytes()).hexdigest() for file in _files(tuple(getattr(self.vary, kind)))]
             for kind in ("noise", "music")
         }
-        return {"version": 2, "max_seconds": self.max_seconds, "seed": self.seed, **vars(self.vary), **folders}
+        return {"version": 3, "max_seconds": self.max_seconds, "seed": self.seed, **vars(self.vary), **folders}
 
     def __call__(self, rows: list[Row]) -> list[Row]:
         out = []
@@ -104,9 +104,11 @@ class Vary:
         name = f"no-speech-{row['id']}"
         rng = generator(f"no-speech/{self.seed}/{name}")
         kind = KINDS[int(rng.integers(len(KINDS)))]
-        n_samples = int(rng.uniform(0.5, 8) * audio.SAMPLE_RATE)
-        if kind == "silence":  # of a microphone, not of a file
-            wave = effects.generated_noise(n_samples, rng) * np.float32(10 ** rng.uniform(-4.5, -2.5))
+        shortest = min(0.5, self.max_seconds)  # seconds; up to the longest clip there may be, most of them short
+        n_samples = int(shortest * (self.max_seconds / shortest) ** rng.random() * audio.SAMPLE_RATE)
+        if kind == "silence":  # of a microphone, and one in four of a file
+            level = 10 ** rng.uniform(-4.5, -2.5) if rng.random() < 0.75 else 0.0
+            wave = effects.generated_noise(n_samples, rng) * np.float32(level)
         else:
             file = _drawn(tuple(getattr(self.vary, kind)), rng)
             generate = effects.generated_noise if kind == "noise" else effects.generated_music

@@ -22,6 +22,7 @@ from llasm.data_gen.recipe import Recipe, Respond, Source, Speak, Vary, Verify, 
 from llasm.data_gen.respond import Respond as RespondStage
 from llasm.data_gen.runner import read_block
 from llasm.data_gen.vary import NOTHING_HEARD
+from llasm.data_gen.vary import Vary as VaryStage
 from llasm.data_gen.verify import fewest_errors
 from llasm.errors import LlasmError
 from llasm.records import records
@@ -141,6 +142,15 @@ def test_a_changed_recipe_redoes_just_what_the_change_touches(tmp_path):
     assert silent and all(row["meta"]["texts"] == [""] and said(row) in NOTHING_HEARD["en"] for row in silent)
     clean = {row["id"]: row["audios"][0]["bytes"] for row in rows}
     assert all(clean[row["id"]] != clean[row["id"].partition("~")[0]] for row in rows if "~" in row["id"])
+
+
+def test_nobody_speaks_for_a_moment_and_for_half_a_minute():
+    rows = [{"id": str(i), "meta": {"language": "en", "seconds": []}} for i in range(80)]
+    silent = VaryStage(Vary(no_speech_share=1.0), audio.MAX_PIECE_SECONDS, 0)(rows)[len(rows) :]
+    seconds = sorted(row["meta"]["seconds"][0] for row in silent)
+    assert seconds[0] >= 0.5 and seconds[20] < 2 and seconds[-1] > 20 and seconds[-1] <= audio.MAX_PIECE_SECONDS
+    waves = [audio.decode(row["audios"][0]["bytes"]) for row in silent if row["meta"]["source"].endswith("silence")]
+    assert 0 < sum(not wave.any() for wave in waves) < len(waves) / 2  # of a file
 
 
 def test_whose_noise_it_is_stands_in_the_card(tmp_path):

@@ -40,7 +40,7 @@ def texts(tmp_path):
             }
         },
         "slurp_text/devel.jsonl": {"sentence": "wake me up at seven"},
-        "clinc_oos/data_full.json": {"train": [["how much is my bill", "bill"]]},
+        "clinc_oos/data_full.json": {"train": [["how much is my bill", "bill"], ["yes please", "yes"], ["no", "no"]]},
         "snips_nlu/PlayMusic/train_PlayMusic_full.json": {"PlayMusic": [{"data": [{"text": "play some jazz please"}]}]},
     }
     for name, content in files.items():
@@ -58,7 +58,7 @@ def test_a_prompt_is_written_one_way():
 
 def test_no_list_says_what_is_held_out(texts):
     (texts / "asked.jsonl").write_text('{"before": [["Open trivia, who?", ""]], "question": "Play some JAZZ, please!"}')
-    made = prompts.build(texts, 10**9, 10, 10, n_repeat=10, aside=prompts.kept_out([texts / "asked.jsonl"]))
+    made = prompts.build(texts, 10**9, 10, 10, n_repeat=10, n_short=10, aside=prompts.kept_out([texts / "asked.jsonl"]))
     aside = {prompts.normalise(row["text"]) for row in made.pop("heldout")}
     assert len(aside) == 3 + 5  # all of devtest, and every 20th of the trivia
     for name, rows in made.items():
@@ -75,6 +75,17 @@ def test_three_quarters_of_what_is_repeated_are_statements(texts):
     assert len(said) == 3 and len(made["repeat"]) == 4
 
 
+def test_a_word_or_two_are_for_ground(texts):
+    made = prompts.build(texts, 10**9, 10, 10, n_short=10**9, aside={"no"})
+    short = {row["id"]: row["text"] for row in made["short"]}
+    assert short["clinc_oos-1"] == "Yes please." and "clinc_oos-2" not in short  # kept out
+    answers = {row["text"] for row in made["short"] if row["id"].endswith("-answer")}
+    assert answers and all(answer.startswith("Zorblatt ") for answer in answers)
+    held = {f"{answer}." for row in made["heldout"] for answer in row["meta"]["answers"]}
+    assert held and not held & set(short.values())
+    assert len(prompts.build(texts, 9, 0, 0, n_short=1)["short"]) == 1
+
+
 def test_questions_to_choose_by_are_not_those_to_report(texts, tmp_path, monkeypatch):
     speech, out = tmp_path / "speech", tmp_path / "out"
     recordings = {
@@ -88,6 +99,8 @@ def test_questions_to_choose_by_are_not_those_to_report(texts, tmp_path, monkeyp
             for i, s in enumerate(speakers)
         ]
         (speech / name / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (speech / "fsdd/recordings").mkdir(parents=True)
+    (speech / "fsdd/recordings/7_ann_0.wav").touch()
     (speech / "ljspeech_bits").mkdir()
     (speech / "ljspeech_bits" / "metadata.csv").write_text("LJ1|Printing.|Printing.\n")
     monkeypatch.setattr(prompts, "N_TRIVIA", 2)
@@ -99,8 +112,9 @@ def test_questions_to_choose_by_are_not_those_to_report(texts, tmp_path, monkeyp
 
     assert [row["id"] for row in read("trivia")] == ["open_trivia-19", "open_trivia-39"]
     assert [row["id"] for row in read("dev")] == ["open_trivia-59", "open_trivia-79", "open_trivia-99"]
+    assert read("speech_heldout")[-1]["text"] == "Seven." and read("speech_heldout")[-1]["meta"]["source"] == "fsdd"
     trained, held_out = ({row.get("speaker") for row in read(name)} for name in ("speech", "speech_heldout"))
-    assert len(held_out) == 15 + 1 and "kathleen" in held_out and len(trained) == 5 + 1 and not trained & held_out
+    assert len(held_out) == 15 + 1 + 1 and "kathleen" in held_out and len(trained) == 5 + 1 and not trained & held_out
 
 
 @pytest.mark.parametrize(

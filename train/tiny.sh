@@ -10,9 +10,10 @@ set -euo pipefail
 [ -d "${1:-}" ] || { echo "train/tiny.sh: ${1:-DATA_DIR}: no such folder; make train-tiny DATA=DATA_DIR, or train/tiny.sh DATA_DIR [OUT_DIR]" >&2; exit 2; }
 data=$(realpath "$1")
 out=${2:-runs/tiny}
-root=$PWD
-bin=$(realpath "${BIN:-.venv/bin}")
-noise=(--vary.noise "[\"$data/noise/esc10\"]" --vary.licence "CC BY 3.0"
+root=$(realpath "$(dirname "$0")/..")
+bin=$(realpath -m "${BIN:-$root/.venv/bin}")
+[ -x "$bin/llasm" ] || { echo "train/tiny.sh: $bin holds no llasm; make install, or BIN=FOLDER" >&2; exit 2; }
+noise=(--vary.noise '["sounds/taught"]' --vary.licence "CC BY 3.0"
     --vary.attribution "the Freesound authors listed in the README of github karoldvl/ESC-10")
 for folder in text/qa text/instructions speech noise/esc10 noise/noise_misc; do
     [ -d "$data/$folder" ] || { echo "train/tiny.sh: $data holds no $folder; see data_gen/prompts.py for what DATA_DIR holds" >&2; exit 2; }
@@ -29,7 +30,9 @@ try:
 except LlasmError as error:
     sys.exit(f"train/tiny.sh: {error}")
 PY
-mkdir -p "$out" && cd "$out"
+mkdir -p "$out/sounds/taught" "$out/sounds/kept_out" && cd "$out"
+ln -sf "$data"/noise/esc10/*/1-*.ogg sounds/taught  # ESC-10's first fold; no recording is in two
+ln -sf "$data"/noise/esc10/*/2-*.ogg sounds/kept_out
 
 # What the steps took on 2 cores with AMX, scaled to this machine: speaking by how long hibari takes for a sentence, the
 # rest by a step of a Transformer layer.
@@ -57,7 +60,7 @@ def seconds(work):
 speaking = seconds(lambda: engine.synthesize("What is the capital of France?", voice)) / 0.024
 training = seconds(step) / 0.28  # from 0.24 to 0.42 were seen there
 steps = {
-    "speak and answer": 49 * speaking, "encode": 16 * training, "ground": 7 * training,
+    "speak and answer": 53 * speaking, "encode": 18 * training, "ground": 7 * training,
     "align": 5 * training, "chat": 40 * training, "sft": 8 * training, "evals": 46 * training,
 }
 for name, minutes in steps.items():
@@ -65,7 +68,8 @@ for name, minutes in steps.items():
 print(f"{'all':16} about {sum(steps.values()) / 60:5.1f} h; 7 GB of disk, and 10 in LLASM_HOME", flush=True)
 PY
 "$bin/python" -m llasm.data_gen.prompts "$data/text" data/tiny/prompts --speech "$data/speech" \
-    --ground 16000 --align 700 --chat 1600 --repeat 4000 --keep_out "$root/evals/sets/follow_ups.jsonl" "$root/tests/data/typed.jsonl"
+    --ground 16000 --align 700 --chat 1600 --repeat 4000 --short 2000 \
+    --keep_out "$root/evals/sets/follow_ups.jsonl" "$root/tests/data/typed.jsonl"
 "$bin/llasm" data build tiny_ground "${noise[@]}"
 "$bin/llasm" data build tiny_kokoro "${noise[@]}"
 "$bin/llasm" data build tiny_people "${noise[@]}"
@@ -91,12 +95,15 @@ ask() {
 noisy=(--snr 10 --noise "$data/noise/noise_misc")
 ask devtest --task webquestions --data "$data/text/qa/webquestions_devtest.jsonl" "${noisy[@]}"
 ask trivia --task custom --data data/tiny/prompts/trivia.jsonl "${noisy[@]}" --latency_items 0
-for source in speechocean762_adult_train kathleen_cc0; do
+for source in speechocean762_adult_train kathleen_cc0 fsdd; do
     grep "\"source\": \"$source\"" data/tiny/prompts/speech_heldout.jsonl > "evals/$source.jsonl"
+done
+for source in speechocean762_adult_train kathleen_cc0; do
     ask "repeat_$source" --task transcription --data "evals/$source.jsonl" --conditions speech,cascade --latency_items 0
 done
 ask follow_up --task follow_up --latency_items 0
 ask other --task no_speech,typed --latency_items 0
+ask recorded --task no_speech --data sounds/kept_out --latency_items 0
 measure() {  # NAME COMMAND
     [ -f "evals/$1.md" ] || { "${@:2}" > "evals/$1.part" && mv "evals/$1.part" "evals/$1.md"; }
 }
@@ -107,4 +114,5 @@ heard() {  # NAME DATA [options]
 heard heard evals/dev.jsonl --voice "$joe" "${noisy[@]}"
 heard heard_speechocean762 evals/speechocean762_adult_train.jsonl
 heard heard_kathleen evals/kathleen_cc0.jsonl
+heard heard_digits evals/fsdd.jsonl
 measure perplexity "$bin/python" "$root/benchmarks/perplexity.py" "$root/tests/data/typed.jsonl" --model ./llasm-tiny

@@ -41,7 +41,7 @@ build() {  # NAME PROMPTS [options]: as many rows in another way
     ! chosen "$1" || [ -f "data/$1/README.md" ] || "$bin/llasm" data build tiny_ground --output "data/$1" \
         --sources "[{\"path\": \"$prompts/ground.jsonl\", \"limit\": $2}]" "${@:3}"
 }
-build one_voice 3900 --speak.voices '["hibari"]' --vary.noise "[\"$data/noise/esc10\"]" \
+build one_voice 3900 --speak.voices '["hibari"]' --vary.noise "[\"$tiny/sounds/taught\"]" \
     --vary.licence "CC BY 3.0" --vary.attribution "the Freesound authors listed in the README of github karoldvl/ESC-10"
 build clean 7800 --vary.variants 0
 train() {  # RECIPE NAME [options]
