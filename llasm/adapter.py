@@ -328,16 +328,22 @@ class DecoderAdapter(Adapter):
 
     Behind the frames stands a learned tail: Whisper ends a text by the silence that fills its window of 30 s, which
     would have to be encoded, and loops where there is none (prefix tuning: Li and Liang, arXiv 2101.00190). The
-    projection starts at zero, so that with a trained tail alone it is the cascade of the two models. Stage `ground`
-    teaches the tail, the others the projection. A decoder's transcript in front of an LLM: DeSTA2 (arXiv 2409.20007,
-    section 2).
+    projection starts at zero, so that with a trained tail alone it is the cascade of the two models. And since Whisper
+    writes words for a dog's bark too, a detector says first whether anybody speaks; until it is trained, somebody does.
+    Stage `ground` teaches tail and detector, the others the projection. A decoder's transcript in front of an LLM:
+    DeSTA2 (arXiv 2409.20007, section 2).
     """
 
     N_TAIL = 32  # frames
+    DETECTOR_WIDTH, DETECTOR_FRAMES = 64, 20
 
     def __init__(self, config: AdapterConfig, d_encoder: int, d_llm: int) -> None:
         super().__init__(config, d_encoder, d_llm)
         self.tail = nn.Parameter(0.5 * torch.randn(self.N_TAIL, d_encoder))
+        hidden, decision = nn.Linear(d_encoder, self.DETECTOR_WIDTH), nn.Linear(self.DETECTOR_WIDTH, 1)
+        nn.init.zeros_(decision.weight)
+        nn.init.ones_(decision.bias)
+        self.detector = nn.Sequential(nn.LayerNorm(d_encoder), hidden, nn.GELU(), decision)
         self.norm = nn.LayerNorm(d_encoder)
         self.hidden, self.out = nn.Linear(d_encoder, config.width), nn.Linear(config.width, d_llm)
         nn.init.zeros_(self.out.weight)
@@ -346,9 +352,9 @@ class DecoderAdapter(Adapter):
         self.ear: Ear | None = None  # `LlasmModel.listen`
 
     def unfreeze(self, stage: str) -> None:
-        """`ground` trains the tail alone, the later stages everything else: norm, projection and what silence is."""
+        """`ground` trains tail and detector, the later stages everything else: norm, projection and what silence is."""
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_((name == "tail") == (stage == "ground"))
+            parameter.requires_grad_(name.startswith(("tail", "detector.")) == (stage == "ground"))
 
     def forward(self, frames: Tensor, n_frames: Tensor, table: Tensor | None = None) -> AudioTokens:
         """frames [B, T, D] with n_frames [B] of them real, table [V, H] → AudioTokens, one or more for each clip."""
@@ -379,8 +385,32 @@ class DecoderAdapter(Adapter):
         tail = self.tail.to(frames.dtype).expand(len(frames), -1, -1)
         return longer.index_put((clips, places), tail), length_mask(n_frames + self.N_TAIL, longer.shape[1])
 
+    def speech_scores(self, frames: Tensor, n_frames: Tensor) -> Tensor:
+        """frames [B, T, D], n_frames [B] → [B] log-odds that somebody speaks, of the 0.4 s where it is likeliest.
+
+        So one word in half a minute is found; what is learned from is labels of whole clips (multiple-instance learning
+        with max pooling: Wang et al., arXiv 1810.09050, section 2).
+        """
+        frames = F.pad(frames, (0, 0, 0, max(0, self.DETECTOR_FRAMES - frames.shape[1])))
+        scores = self.detector(frames)[..., 0].float()
+        scores = scores.masked_fill(~length_mask(n_frames, frames.shape[1]), 0)
+        widths = n_frames.clamp(1, self.DETECTOR_FRAMES)
+        means = F.avg_pool1d(scores[:, None], self.DETECTOR_FRAMES, 1)[:, 0] * self.DETECTOR_FRAMES / widths[:, None]
+        whole = length_mask(n_frames - widths + 1, means.shape[1])
+        return means.masked_fill(~whole, -torch.inf).amax(1)
+
+    def speech_loss(self, frames: Tensor, n_frames: Tensor, spoken: Tensor) -> Tensor:
+        """Cross-entropy, summed, of whether somebody speaks in each clip; spoken: [B] bool."""
+        scores = self.speech_scores(frames, n_frames)
+        return F.binary_cross_entropy_with_logits(scores, spoken.to(scores.dtype), reduction="sum")
+
     def words_loss(self, frames: Tensor, n_frames: Tensor, targets: list[Tensor]) -> Tensor:
-        """Cross-entropy, summed, of Whisper's tokens of what is said and of the end behind them; targets: B × [U_i]."""
+        """Cross-entropy, summed, of Whisper's tokens of what is said and of the end behind them; targets: B × [U_i], of
+        which the empty ones are passed over: where nobody speaks is the detector's to say."""
+        spoken = [i for i, target in enumerate(targets) if len(target)]
+        if not spoken:
+            return 0.0 * self.tail.sum()
+        frames, n_frames, targets = frames[spoken], n_frames[spoken], [targets[i] for i in spoken]
         ear, sound = self._ear, self.sound(frames, n_frames)
         prompts = ear.prompts(*sound)
         end = prompts.new_tensor([ear.end])
@@ -397,7 +427,8 @@ class DecoderAdapter(Adapter):
         return [self._ear.in_llm(tokens)[0] for tokens in self._listen(frames, n_frames).tokens]
 
     def _listen(self, frames: Tensor, n_frames: Tensor) -> Written:
-        return self._ear.listen(*self.sound(frames, n_frames), self.n_tokens(n_frames))
+        limits = self.n_tokens(n_frames) * (self.speech_scores(frames, n_frames) > 0)
+        return self._ear.listen(*self.sound(frames, n_frames), limits)
 
     @property
     def _ear(self) -> Ear:

@@ -199,18 +199,54 @@ def test_untrained_it_is_what_whisper_writes_in_the_llms_embeddings(decoder, mon
 
 def test_words_are_taught_up_to_their_end_and_to_what_hears_alone(decoder):
     retrained(decoder)
-    frames, lengths = torch.randn(2, 30, D), torch.tensor([30, 20])
-    targets = [torch.tensor(ids, dtype=torch.long) for ids in decoder.ear.encode(["Who met Duluth?", ""])]
+    frames, lengths = torch.randn(3, 30, D), torch.tensor([30, 20, 25])
+    texts = decoder.ear.encode(["Who met Duluth?", "Ja", ""])
+    targets = [torch.tensor(ids, dtype=torch.long) for ids in texts]
     loss = decoder.words_loss(frames, lengths, targets)
-    each = [decoder.words_loss(frames[i : i + 1], lengths[i : i + 1], targets[i : i + 1]) for i in range(2)]
+    each = [decoder.words_loss(frames[i : i + 1], lengths[i : i + 1], targets[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(loss, torch.stack(each).sum())
-    sound = decoder.sound(frames[1:, :20], lengths[1:])
-    states = decoder.ear.states(decoder.ear.prompts(*sound), *sound)
-    silent = decoder.ear.logits(states[0, -1]).log_softmax(-1)[decoder.ear.end]
-    torch.testing.assert_close(each[1], -silent, atol=1e-4, rtol=1e-4)
+    sound = decoder.sound(frames[1:2, :20], lengths[1:2])
+    prompts = decoder.ear.prompts(*sound)
+    states = decoder.ear.states(torch.cat([prompts, targets[1][None]], 1), *sound)
+    scores = decoder.ear.logits(states[0, prompts.shape[1] - 1 :]).log_softmax(-1)
+    said = scores[range(len(scores)), [*texts[1], decoder.ear.end]].sum()
+    torch.testing.assert_close(each[1], -said, atol=1e-4, rtol=1e-4)
+    assert not each[2]  # no word to learn
     loss.backward()
     for name, parameter in decoder.named_parameters():
         assert (parameter.grad is not None and bool(parameter.grad.any())) == (name == "tail"), name
+
+
+def test_speech_is_looked_for_where_it_is_likeliest(decoder):
+    n = decoder.DETECTOR_FRAMES
+    frames, lengths = torch.randn(4, 3 * n, D), torch.tensor([3 * n, n, n + 1, 5])
+    with torch.no_grad():
+        assert decoder.speech_scores(frames, lengths).tolist() == [1.0] * 4  # untrained, everything is speech
+    retrained(decoder)
+    scores, each = decoder.speech_scores(frames, lengths), decoder.detector(frames)[..., 0]
+    for i, length in enumerate(lengths.tolist()):
+        windows = each[i, :length].unfold(0, min(n, length), 1).mean(-1)
+        torch.testing.assert_close(scores[i], windows.max())
+        torch.testing.assert_close(
+            decoder.speech_scores(frames[i : i + 1, :length], lengths[i : i + 1]), scores[i : i + 1]
+        )
+    spoken = torch.tensor([True, False, True, False])
+    loss = decoder.speech_loss(frames, lengths, spoken)
+    torch.testing.assert_close(loss, -torch.where(spoken, scores, -scores).sigmoid().log().sum())
+    loss.backward()
+    trained = {name for name, parameter in decoder.named_parameters() if parameter.grad is not None}
+    assert trained == {name for name, _ in decoder.named_parameters() if name.startswith("detector.")}
+
+
+@torch.inference_mode()
+def test_where_nobody_speaks_nothing_is_written(decoder, monkeypatch):
+    retrained(decoder)
+    monkeypatch.setattr(decoder, "speech_scores", lambda *_: torch.tensor([0.1, -0.1]))
+    frames, lengths, table = torch.randn(2, 40, D), torch.tensor([40, 40]), torch.randn(50000, H)
+    heard = decoder(frames, lengths, table)
+    assert heard.counts[0] > 1 and heard.counts[1] == 1
+    assert torch.equal(heard.embeddings[1, 0], decoder.silence)
+    assert [bool(ids) for ids in decoder.transcribe(frames, lengths, table)] == [True, False]
 
 
 @pytest.mark.parametrize("stage", ["ground", "align", "chat"])
@@ -218,7 +254,8 @@ def test_a_stage_trains_how_it_hears_or_what_it_tells_the_llm(decoder, stage):
     decoder.unfreeze(stage)
     names = {name for name, _ in decoder.named_parameters()}
     trained = {name for name, parameter in decoder.named_parameters() if parameter.requires_grad}
-    assert trained == ({"tail"} if stage == "ground" else names - {"tail"}) and trained
+    hearing = {name for name in names if name == "tail" or name.startswith("detector.")}
+    assert trained == (hearing if stage == "ground" else names - hearing) and len(hearing) > 1
 
 
 @torch.inference_mode()

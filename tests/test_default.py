@@ -12,6 +12,7 @@ import pytest
 
 import llasm
 from llasm import audio, checkpoint
+from llasm.data_gen.vary import NOTHING_HEARD
 
 ROOT = Path(__file__).parent.parent
 QUESTIONS = [json.loads(line) for line in (ROOT / "examples/questions.jsonl").read_text().splitlines()]
@@ -42,6 +43,12 @@ def test_what_is_asked_first_is_answered_aloud_and_typed(model, file, right):
 def test_the_answer_comes_from_the_audio(model, waves):
     silence = np.zeros_like(waves["france.wav"])
     assert "Paris" not in model.chat(spoken(silence), max_new_tokens=32).text
+
+
+@pytest.mark.parametrize("seconds", [1, 20, 45])
+def test_long_silence_is_nothing_said(model, seconds):
+    answer = model.chat(spoken(np.zeros(seconds * audio.SAMPLE_RATE, np.float32)), max_new_tokens=32).text
+    assert answer in NOTHING_HEARD["en"]
 
 
 def test_greedy_is_the_same_alone_in_a_batch_and_in_any_order(model, waves):

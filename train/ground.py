@@ -2,7 +2,7 @@
 
 The aligner learns by CTC to emit the LLM's own tokens. Its classifier is the LLM's embedding table (frozen), so what it
 emits lies among the word embeddings from the start. The adapter `decoder` learns where the sound ends, by cross-entropy
-of what Whisper's decoder is to write.
+of what Whisper's decoder is to write, and whether anybody speaks.
 
 Shapes: B clips, T frames, D encoder width, U target tokens: the LLM's (aligner) or Whisper's (decoder).
 """
@@ -42,7 +42,11 @@ class GroundModel(nn.Module):
         """frames [B, T, D], n_frames [B], targets B × [U_i] → the loss; `counts` says by how many tokens to divide."""
         frames = frames.to(next(self.adapter.parameters()).dtype)  # DeepSpeed trains in bfloat16
         if isinstance(self.adapter, DecoderAdapter):
-            parts = {"ce": self.adapter.words_loss(frames, n_frames, targets)}
+            spoken = torch.tensor([len(target) > 0 for target in targets], device=frames.device)
+            parts = {
+                "ce": self.adapter.words_loss(frames, n_frames, targets),
+                "speech": self.adapter.speech_loss(frames, n_frames, spoken),
+            }
         else:
             states, blank = self.adapter.states(frames, n_frames)
             n_steps = self.adapter.n_tokens(n_frames)
@@ -51,7 +55,8 @@ class GroundModel(nn.Module):
 
     @torch.no_grad()
     def held_out(self, frames: Tensor, n_frames: Tensor, said: list[list[int]], **_: Any) -> dict[str, tuple[int, int]]:
-        """The edit distance between recognised and spoken tokens of the LLM, as (errors, tokens)."""
+        """The edit distance between recognised and spoken tokens of the LLM, as (errors, tokens), and what is taken
+        for speech or for none wrongly, as (errors, clips)."""
         import jiwer
 
         heard = self.transcribe(frames, n_frames)
@@ -61,7 +66,12 @@ class GroundModel(nn.Module):
             wanted, found_ids = ([" ".join(map(str, side)) for side in sides] for sides in zip(*pairs))
             found = jiwer.process_words(wanted, found_ids)
             n_errors += found.substitutions + found.deletions + found.insertions
-        return {"token_error_rate": (n_errors, sum(map(len, said)))}
+        figures = {"token_error_rate": (n_errors, sum(map(len, said)))}
+        if isinstance(self.adapter, DecoderAdapter):
+            speaks = (self.adapter.speech_scores(frames, n_frames) > 0).tolist()
+            wrong = sum(found != bool(words) for found, words in zip(speaks, said, strict=True))
+            figures["speech_error_rate"] = (wrong, len(said))
+        return figures
 
     @torch.no_grad()
     def transcribe(self, frames: Tensor, n_frames: Tensor) -> list[list[int]]:
@@ -93,7 +103,12 @@ class GroundCollator:
             "n_frames": n_frames,
             "targets": [torch.tensor(i, dtype=torch.long) for i in ids],
             "said": said,
-            "counts": {"ctc": n_tokens, "ce": n_tokens + len(ids), "tokens": n_tokens},  # ce has each clip's end too
+            "counts": {
+                "ctc": n_tokens,
+                "ce": n_tokens + sum(map(bool, ids)),  # each text's end too
+                "speech": len(ids),
+                "tokens": n_tokens,
+            },
         }
 
 

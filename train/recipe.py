@@ -37,14 +37,16 @@ class Losses:
     """Cross-entropy of the assistant's turns (chat 1); beside `kl` only of those that answer sound without speech
     (align 1), and of what LoRA is to repeat. In ground, of what Whisper's decoder is to write (ground 1; adapter
     `decoder` only)."""
+    speech: float | None = None
+    """Cross-entropy of whether anybody speaks in a clip (ground 1; adapter `decoder` only)."""
     guard: float | None = None
     """KL to the LLM without LoRA on typed text that it wrote itself, so that typed chat stays as it was (chat 1)."""
 
 
 STAGE_LOSSES: dict[str, dict[str, float]] = {
-    "ground": {"ctc": 1.0, "kl": 0.0, "ce": 1.0, "guard": 0.0},
-    "align": {"ctc": 0.3, "kl": 1.0, "ce": 1.0, "guard": 0.0},
-    "chat": {"ctc": 0.1, "kl": 0.0, "ce": 1.0, "guard": 1.0},
+    "ground": {"ctc": 1.0, "kl": 0.0, "ce": 1.0, "speech": 1.0, "guard": 0.0},
+    "align": {"ctc": 0.3, "kl": 1.0, "ce": 1.0, "speech": 0.0, "guard": 0.0},
+    "chat": {"ctc": 0.1, "kl": 0.0, "ce": 1.0, "speech": 0.0, "guard": 1.0},
 }
 
 
@@ -169,6 +171,8 @@ class Recipe:
             raise LlasmError(f"recipe: stage ground does not run the LLM, so losses.{needs_llm[0]} needs align or chat")
         if self.stage != "chat" and weights["guard"]:
             raise LlasmError("recipe: losses.guard holds LoRA back, which only stage chat trains")
+        if self.stage != "ground" and weights["speech"]:
+            raise LlasmError("recipe: losses.speech is learned in stage ground alone")
 
     @property
     def template_text(self) -> str | None:
@@ -194,7 +198,7 @@ class Recipe:
 
     def weights_for(self, adapter: str) -> dict[str, float]:
         """`loss_weights` without what this adapter cannot be trained by; raises LlasmError when nothing is left."""
-        lacking = {"ctc"} if adapter != "aligner" else {"ce"} if self.stage == "ground" else set()
+        lacking = {"ctc"} if adapter != "aligner" else {"ce", "speech"} if self.stage == "ground" else set()
         weights = {name: 0.0 if name in lacking else weight for name, weight in self.loss_weights.items()}
         if not any(weights.values()):
             raise LlasmError(f"recipe: every loss that adapter {adapter!r} has is switched off; give one a weight")
