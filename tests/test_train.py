@@ -200,11 +200,14 @@ def test_whispers_decoder_learns_to_hear_and_then_what_it_means(bases, spoken, t
     assert before.keys() == after.keys() == start.keys()  # nothing of Whisper's own
     tail = prefix + "tail"
     assert torch.equal(before[tail], after[tail]) and not torch.equal(start[tail], before[tail])
+    detector = [name for name in start if name.startswith(prefix + "detector.")]
+    assert detector and all(torch.equal(before[name], after[name]) for name in detector)
+    assert not all(torch.equal(start[name], before[name]) for name in detector)
     meaning = prefix + "out.weight"
     assert torch.equal(start[meaning], before[meaning]) and not torch.equal(before[meaning], after[meaning])
     log = metrics_of(ground)["log"][0]
-    assert log["ce"] > 0 and "ctc" not in log and "ctc" not in metrics_of(align)["log"][0]
-    assert "token_error_rate" in metrics_of(ground)["held_out"]
+    assert log["ce"] > 0 and log["speech"] > 0 and "ctc" not in log and "ctc" not in metrics_of(align)["log"][0]
+    assert metrics_of(ground)["held_out"].keys() == {"token_error_rate", "speech_error_rate"}
     checkpoint.merge(chat, tmp_path / "merged")
     question = [{"role": "user", "content": [{"type": "audio", "audio": torch.sin(torch.arange(16000) / 20).numpy()}]}]
     answers = [llasm.load(folder).chat(question, max_new_tokens=8).text for folder in (chat, tmp_path / "merged")]
@@ -357,6 +360,7 @@ def test_shipped_recipes_say_how_to_launch_them(name):
         {"chat_template": "llama2", "init": "llasm-tiny"},
         {"losses": Losses(ctc=-1)},
         {"losses": Losses(kl=1)},
+        {"losses": Losses(speech=1), "stage": "align"},
     ],
 )
 def test_impossible_settings_are_refused(fields):
@@ -367,7 +371,8 @@ def test_impossible_settings_are_refused(fields):
 def test_an_adapter_has_the_losses_that_it_can_be_trained_by():
     ground = Recipe(stage="ground", data=["x"], output="y")
     assert [ground.weights_for(name)["ctc"] for name in ("aligner", "decoder")] == [1, 0]
-    assert [ground.weights_for(name)["ce"] for name in ("aligner", "decoder")] == [0, 1]
+    for loss in ("ce", "speech"):
+        assert [ground.weights_for(name)[loss] for name in ("aligner", "decoder")] == [0, 1]
     with pytest.raises(LlasmError, match="every loss that adapter 'aligner' has is switched off"):
         replace(ground, losses=Losses(ctc=0)).weights_for("aligner")
 
