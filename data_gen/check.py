@@ -15,7 +15,7 @@ from llasm.records import BadRow, locate, records
 
 from .rows import MAX_WORDS, all_texts, messages_of, n_words
 
-MAX_AUDIO_SECONDS = 30.0  # of a clip: longer ones are cut into several
+MAX_AUDIO_SECONDS = audio.MAX_PIECE_SECONDS  # of a clip: longer ones are cut into several
 MAX_CLIPS = 16
 
 

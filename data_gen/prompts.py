@@ -48,6 +48,7 @@ _QUESTION = re.compile(
     r"|has|have|had|may)\b",
     re.IGNORECASE,
 )
+_WORDS = re.compile(r"[A-Za-z0-9][A-Za-z0-9' -]*[.!?]?")
 _UNSPEAKABLE = re.compile(r"https?:|www\.|[<>{}\[\]|\\_=#*~^`@]|\.\.\.|-->|__|\n")
 
 CREDITS = {  # whom the data cards and the model card name, by the beginning of a source's name
@@ -211,6 +212,7 @@ def build(
         (heldout if is_heldout else rows).append(row)
     forbidden = {normalise(str(row["text"])) for row in heldout} | aside
     answers_heldout = {normalise(answer) for row in heldout for answer in row["meta"]["answers"]}  # type: ignore[index]
+    answers_heldout |= set(map(normalise, DIGITS))  # what fsdd says
     truecase = Truecaser([str(row["text"]) for row in rows])
     random.Random(seed).shuffle(rows)
     kept: list[Row] = []
@@ -258,7 +260,7 @@ def brief(rows: list[Row]) -> Iterator[Row]:
     ]
     for row in rows + answers:
         text = str(row["text"])
-        if normalise(text) and plain(text, 1, MIN_WORDS - 1):
+        if _WORDS.fullmatch(text) and plain(text, 1, MIN_WORDS - 1):
             yield {**row, "meta": {**row["meta"], "answers": []}}  # type: ignore[dict-item]
 
 

@@ -71,7 +71,7 @@ class Cut:
         return [segment for row in rows for segment in self._segments({**row, "wish": row["id"]})]
 
     def _segments(self, row: Row) -> list[Row]:
-        """Segments of at most 30 s, cut at pauses."""
+        """Segments as long as Whisper's window has room for, cut at pauses."""
         from llasm import vad
 
         try:

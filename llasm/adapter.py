@@ -410,7 +410,8 @@ class DecoderAdapter(Adapter):
         spoken = [i for i, target in enumerate(targets) if len(target)]
         if not spoken:
             return 0.0 * self.tail.sum()
-        frames, n_frames, targets = frames[spoken], n_frames[spoken], [targets[i] for i in spoken]
+        n_frames, targets = n_frames[spoken], [targets[i] for i in spoken]
+        frames = frames[spoken, : n_frames.max()]
         ear, sound = self._ear, self.sound(frames, n_frames)
         prompts = ear.prompts(*sound)
         end = prompts.new_tensor([ear.end])

@@ -179,7 +179,10 @@ def load(
     directory = locate(name)
     config, processor = describe(directory)
     if not (directory / WEIGHTS).exists():
-        merged = LlasmForConditionalGeneration.from_pretrained(directory, dtype=dtype)
+        loaded: Any = LlasmForConditionalGeneration.from_pretrained(directory, dtype=dtype, output_loading_info=True)
+        merged, found = loaded
+        if missing := sorted(found["missing_keys"]):  # transformers would draw them
+            raise LlasmError(f"{directory}: lacks {missing[0]}; export it anew from its checkpoint")
         merged.model.listen(processor.tokenizer)
         return merged.eval(), processor
     model = _load_parts(config, processor, directory, dtype)
@@ -292,6 +295,8 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 def _load_projector(model: LlasmForConditionalGeneration, tensors: dict[str, torch.Tensor], path: Path) -> None:
     prefix = _PEFT_PREFIX + _PROJECTOR
     own = {k[len(prefix) :]: t for k, t in tensors.items() if k.startswith(prefix)}
+    if not any(name.startswith("detector.") for name in own):  # older than the detector: everything is speech, as then
+        own |= {k: t for k, t in model.model.multi_modal_projector.state_dict().items() if k.startswith("detector.")}
     try:
         model.model.multi_modal_projector.load_state_dict(own)
     except RuntimeError as error:

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from llasm import checkpoint
@@ -91,3 +93,24 @@ def test_unknown_model(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(LlasmError, match=r"^unknown model 'runs/mine': no such directory here, and hub model 'runs"):
         checkpoint.load("runs/mine")
+
+
+def without(folder, part):
+    """Takes the tensors whose name holds `part` out of the folder's weights."""
+    [file] = folder.glob("*.safetensors")
+    kept = {name: tensor for name, tensor in load_file(file).items() if part not in name}
+    file.write_bytes(serialised(kept, metadata={"format": "pt"}))
+
+
+def test_to_weights_older_than_the_detector_everything_is_speech(copy):
+    without(copy, ".detector.")
+    projector = checkpoint.load(copy)[0].model.multi_modal_projector
+    scores = projector.speech_scores(torch.randn(1, 50, projector.norm.weight.shape[0]), torch.tensor([50]))
+    assert scores.tolist() == [1.0]
+
+
+def test_a_merged_model_that_lacks_weights_is_refused(copy, tmp_path):
+    checkpoint.merge(copy, tmp_path / "merged")
+    without(tmp_path / "merged", ".detector.")
+    with pytest.raises(LlasmError, match=r"merged: lacks .*detector.*; export it anew from its checkpoint"):
+        checkpoint.load(tmp_path / "merged")

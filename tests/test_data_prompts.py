@@ -40,7 +40,9 @@ def texts(tmp_path):
             }
         },
         "slurp_text/devel.jsonl": {"sentence": "wake me up at seven"},
-        "clinc_oos/data_full.json": {"train": [["how much is my bill", "bill"], ["yes please", "yes"], ["no", "no"]]},
+        "clinc_oos/data_full.json": {
+            "train": [["how much is my bill", "bill"], ["yes please", "yes"], ["no", "no"], ["seven", "n"]]
+        },
         "snips_nlu/PlayMusic/train_PlayMusic_full.json": {"PlayMusic": [{"data": [{"text": "play some jazz please"}]}]},
     }
     for name, content in files.items():
@@ -78,7 +80,7 @@ def test_three_quarters_of_what_is_repeated_are_statements(texts):
 def test_a_word_or_two_are_for_ground(texts):
     made = prompts.build(texts, 10**9, 10, 10, n_short=10**9, aside={"no"})
     short = {row["id"]: row["text"] for row in made["short"]}
-    assert short["clinc_oos-1"] == "Yes please." and "clinc_oos-2" not in short  # kept out
+    assert short["clinc_oos-1"] == "Yes please." and not {"clinc_oos-2", "clinc_oos-3"} & set(short)
     answers = {row["text"] for row in made["short"] if row["id"].endswith("-answer")}
     assert answers and all(answer.startswith("Zorblatt ") for answer in answers)
     held = {f"{answer}." for row in made["heldout"] for answer in row["meta"]["answers"]}

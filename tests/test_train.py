@@ -361,6 +361,7 @@ def test_shipped_recipes_say_how_to_launch_them(name):
         {"losses": Losses(ctc=-1)},
         {"losses": Losses(kl=1)},
         {"losses": Losses(speech=1), "stage": "align"},
+        {"losses": Losses(speech=-1)},
     ],
 )
 def test_impossible_settings_are_refused(fields):

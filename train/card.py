@@ -39,7 +39,7 @@ def _plot(log: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="step", ylabel="loss a token")
-    names = ["loss", "ctc", "kl", "ce", "speech", "guard", "token_error_rate"]
+    names = ["loss", "ctc", "kl", "ce", "speech", "guard", "token_error_rate", "speech_error_rate"]
     colours = {name: f"C{i}" for i, name in enumerate(names)}
     for name in names:
         for key, style in ((name, "-"), (f"eval_{name}", "o:")):

@@ -20,7 +20,7 @@ BOUNDS = {
                    "lora.rank"),
     "above 0": ("learning_rate", "lora_learning_rate", "temperature", "cache_gb"),
     "at least 0": ("held_out", "n_examples", "warmup_steps", "seed", "losses.ctc", "losses.kl", "losses.ce",
-                   "losses.guard"),
+                   "losses.speech", "losses.guard"),
     "between 0 and 1": ("repeat_share", "lora.dropout"),
 }  # fmt: skip
 

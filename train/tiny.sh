@@ -3,8 +3,8 @@
 #
 #   train/tiny.sh DATA_DIR [OUT_DIR]      (make train-tiny DATA=DATA_DIR)
 #
-# DATA_DIR holds text and speech, as data_gen/prompts.py says, noise/esc10 and noise/noise_misc; llasm/default/README.md
-# names every source. Each step is a command that a person could type; run again, the script goes on where it was
+# DATA_DIR holds text and speech, as data_gen/prompts.py says, noise/esc10 with CLASS/FOLD-….ogg of ESC-10, whose first
+# fold trains and whose second is asked, and noise/noise_misc; llasm/default/README.md names every source. Each step is a command that a person could type; run again, the script goes on where it was
 # interrupted. The checkpoint is then in OUT_DIR/llasm-tiny, the figures in OUT_DIR/evals.
 set -euo pipefail
 [ -d "${1:-}" ] || { echo "train/tiny.sh: ${1:-DATA_DIR}: no such folder; make train-tiny DATA=DATA_DIR, or train/tiny.sh DATA_DIR [OUT_DIR]" >&2; exit 2; }
@@ -15,7 +15,7 @@ bin=$(realpath -m "${BIN:-$root/.venv/bin}")
 [ -x "$bin/llasm" ] || { echo "train/tiny.sh: $bin holds no llasm; make install, or BIN=FOLDER" >&2; exit 2; }
 noise=(--vary.noise '["sounds/taught"]' --vary.licence "CC BY 3.0"
     --vary.attribution "the Freesound authors listed in the README of github karoldvl/ESC-10")
-for folder in text/qa text/instructions speech noise/esc10 noise/noise_misc; do
+for folder in text/qa text/instructions speech speech/fsdd/recordings noise/esc10 noise/noise_misc; do
     [ -d "$data/$folder" ] || { echo "train/tiny.sh: $data holds no $folder; see data_gen/prompts.py for what DATA_DIR holds" >&2; exit 2; }
 done
 "$bin/python" - <<'PY'
@@ -30,6 +30,7 @@ try:
 except LlasmError as error:
     sys.exit(f"train/tiny.sh: {error}")
 PY
+compgen -G "$data/noise/esc10/*/[12]-*.ogg" > /dev/null || { echo "train/tiny.sh: $data/noise/esc10 holds no CLASS/FOLD-….ogg, as ESC-10 has them" >&2; exit 2; }
 mkdir -p "$out/sounds/taught" "$out/sounds/kept_out" && cd "$out"
 ln -sf "$data"/noise/esc10/*/1-*.ogg sounds/taught  # ESC-10's first fold; no recording is in two
 ln -sf "$data"/noise/esc10/*/2-*.ogg sounds/kept_out
