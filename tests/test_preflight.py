@@ -121,6 +121,19 @@ def test_rows_that_break_the_contract(bases, tmp_path, spoken):
         planned(str(tmp_path / "nowhere"), tmp_path / "out", **bases)
 
 
+@pytest.mark.parametrize("silent", [False, True])
+def test_ground_says_that_there_is_no_row_without_speech(bases, spoken, tmp_path, capsys, silent):
+    def still(row):
+        words = {"texts": [""], "source": "no speech: noise"}
+        return {**row, "meta": {**row["meta"], **words}} if silent and len(row["audios"]) == 1 else row
+
+    data = rewritten(spoken, tmp_path / "data", still)
+    decoder = AdapterConfig(name="decoder", width=32)
+    made = recipe(data, tmp_path / "out", stage="ground", batch_size=2, adapter=decoder, **bases)
+    preflight(made, read_samples(made.data)).show(made)
+    assert ("no row without speech, so the detector learns" in capsys.readouterr().out) != silent
+
+
 def test_recordings_without_an_answer_are_repeated(bases, tmp_path, spoken, capsys):
     def unanswered(row):
         return row if len(row["audios"]) > 1 else {**row, "messages": row["messages"][:1]}

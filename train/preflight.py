@@ -58,6 +58,11 @@ class Plan:
                 f"llasm: warning: warmup_steps {recipe.warmup_steps} takes all {recipe.n_steps} steps, so the learning "
                 "rate does not reach its peak"
             )
+        if self.losses["speech"] and not any(sample.silent for sample in self.train):
+            print(
+                "llasm: warning: no row without speech, so the detector learns that every sound is speech; "
+                "`llasm data build --vary.no_speech_share 0.1` makes such rows"
+            )
         twins = f", {self.twins} that copy what is held out" if self.twins else ""
         repeated = f", {self.recordings} without an answer to repeat" if self.recordings else ""
         print(
