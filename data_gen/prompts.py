@@ -138,10 +138,10 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
 
 
-def plain(text: str, min_words: int = MIN_WORDS, max_words: int = MAX_WORDS) -> bool:
+def plain(text: str) -> bool:
     """Short, and without anything that reads differently from how it is written."""
     words = text.split()
-    return min_words <= len(words) <= max_words and len(text) <= MAX_CHARS and not _UNSPEAKABLE.search(text)
+    return MIN_WORDS <= len(words) <= MAX_WORDS and len(text) <= MAX_CHARS and not _UNSPEAKABLE.search(text)
 
 
 class Truecaser:
@@ -260,7 +260,7 @@ def brief(rows: list[Row]) -> Iterator[Row]:
     ]
     for row in rows + answers:
         text = str(row["text"])
-        if _WORDS.fullmatch(text) and plain(text, 1, MIN_WORDS - 1):
+        if _WORDS.fullmatch(text) and len(text.split()) < MIN_WORDS:
             yield {**row, "meta": {**row["meta"], "answers": []}}  # type: ignore[dict-item]
 
 
@@ -285,15 +285,15 @@ def recordings(root: Path, texts: list[str], seed: int = 0) -> tuple[list[Row], 
         {"id": name, "audio": str((folder / "audio" / f"{name}.flac").resolve()), "text": truecase(text), "meta": meta}
         for name, _, text in read
     ]
-    digits: list[Row] = [
-        {"id": file.stem, "audio": str(file.resolve()), "text": f"{DIGITS[int(digit)]}.", "speaker": speaker}
-        for file in sorted((root / "fsdd/recordings").glob("*.wav"))
-        for digit, speaker, _ in [file.stem.split("_")]
-    ]
     meta = credited("fsdd", "CC BY-SA 4.0")
-    others = manifest("kathleen_cc0", "CC0 1.0") + [{**row, "meta": meta} for row in digits]
+    digits: list[Row] = []
+    for file in sorted((root / "fsdd/recordings").glob("*.wav")):
+        digit, speaker, _ = file.stem.split("_")
+        row: Row = {"id": file.stem, "audio": str(file.resolve()), "text": f"{DIGITS[int(digit)]}."}
+        digits.append({**row, "speaker": speaker, "meta": meta})
     training = [row for row in ocean if row["speaker"] not in aside] + lj
-    return training, [row for row in ocean if row["speaker"] in aside] + others
+    heldout = [row for row in ocean if row["speaker"] in aside]
+    return training, heldout + manifest("kathleen_cc0", "CC0 1.0") + digits
 
 
 def main() -> None:

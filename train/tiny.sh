@@ -4,8 +4,9 @@
 #   train/tiny.sh DATA_DIR [OUT_DIR]      (make train-tiny DATA=DATA_DIR)
 #
 # DATA_DIR holds text and speech, as data_gen/prompts.py says, noise/esc10 with CLASS/FOLD-….ogg of ESC-10, whose first
-# fold trains and whose second is asked, and noise/noise_misc; llasm/default/README.md names every source. Each step is a command that a person could type; run again, the script goes on where it was
-# interrupted. The checkpoint is then in OUT_DIR/llasm-tiny, the figures in OUT_DIR/evals.
+# fold trains and whose second is asked, and noise/noise_misc; llasm/default/README.md names every source. Each step is
+# a command that a person could type; run again, the script goes on where it was interrupted. The checkpoint is then in
+# OUT_DIR/llasm-tiny, the figures in OUT_DIR/evals.
 set -euo pipefail
 [ -d "${1:-}" ] || { echo "train/tiny.sh: ${1:-DATA_DIR}: no such folder; make train-tiny DATA=DATA_DIR, or train/tiny.sh DATA_DIR [OUT_DIR]" >&2; exit 2; }
 data=$(realpath "$1")
